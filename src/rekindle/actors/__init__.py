@@ -1,0 +1,70 @@
+"""Entities, the shards that run them, the instances that host shards, and the client.
+
+Reading order: `entity` (what users write), `shard` (the owner as a state machine), `owner` (its edge), `instance`,
+`client`; `frames`, `outcomes` and `routes` are what they say to each other, `wire` is how.
+"""
+
+from rekindle.actors.client import Client, Proxy
+from rekindle.actors.entity import Entity, EntityType, Rejected, command, query
+from rekindle.actors.errors import (
+    BadRequest,
+    CallError,
+    CommandFailed,
+    ConnectFailed,
+    DeadlineExceeded,
+    EntityDefinitionError,
+    EntityQuarantined,
+    OutcomeUnknown,
+    Overloaded,
+    ShardRefused,
+    Stale,
+    TokenRefused,
+    WireError,
+)
+from rekindle.actors.instance import Host, Hosted, Instance, require_token
+from rekindle.actors.owner import Assignment, Floor, Owner, Surroundings, load_snapshot
+from rekindle.actors.routes import Route, Table
+from rekindle.actors.shard import Phase, Shard
+from rekindle.actors.wire import Beacon, Closed, Connection, Listening, WebsocketWire, Wire
+
+__all__ = [
+    "Assignment",
+    "BadRequest",
+    "Beacon",
+    "CallError",
+    "Client",
+    "Closed",
+    "CommandFailed",
+    "ConnectFailed",
+    "Connection",
+    "DeadlineExceeded",
+    "Entity",
+    "EntityDefinitionError",
+    "EntityQuarantined",
+    "EntityType",
+    "Floor",
+    "Host",
+    "Hosted",
+    "Instance",
+    "Listening",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Owner",
+    "Phase",
+    "Proxy",
+    "Rejected",
+    "Route",
+    "Shard",
+    "ShardRefused",
+    "Stale",
+    "Surroundings",
+    "Table",
+    "TokenRefused",
+    "WebsocketWire",
+    "Wire",
+    "WireError",
+    "command",
+    "load_snapshot",
+    "query",
+    "require_token",
+]

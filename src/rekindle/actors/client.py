@@ -1,0 +1,471 @@
+"""The client: typed proxies of entities, and calls that take effect exactly once, whatever happens on the way.
+
+    async with app.connect() as shop:
+        stock = shop.get(Stock, "sku-42")
+        await stock.receive(5)
+
+A call is sent to the shard's owner together with all others of this loop turn. It is sent again, under the same
+number of the same session, when its owner has moved, died or is busy, until the caller's deadline.
+
+Invariants:
+- A command keeps its session and number for life; a new number is never used twice.
+- A session's low mark is the lowest number still waited for; it only rises, and every frame carries it.
+- A session that was not used for half of `SESSION_TTL_MS` is replaced: the shard has not forgotten it yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar, cast
+
+from rekindle.actors import outcomes
+from rekindle.actors.entity import Entity, HandlerType
+from rekindle.actors.errors import BadRequest, CallError, ConnectFailed, DeadlineExceeded, OutcomeUnknown, Overloaded, TokenRefused
+from rekindle.actors.frames import ANSWER, ASK, CALL, CLIENT, GOODBYE, HELLO, PROTOCOL, TABLE, WELCOME, BadFrame, frame, parse
+from rekindle.actors.instance import KEY_BYTES_MAX, Hosted, cached_shard_of
+from rekindle.actors.outcomes import result_of
+from rekindle.actors.routes import Route, Table
+from rekindle.actors.wire import FRAME_BYTES_MAX, Closed, Connection, Wire
+from rekindle.events import SESSION_TTL_MS, Unencodable, session_name, unpack
+
+T = TypeVar("T")
+
+DEADLINE_S: Final = 10.0
+DEADLINE_MAX_S: Final = 120.0
+"""Far below the sessions' TTL, so that a session is not forgotten while one of its commands is being sent."""
+
+OUTSTANDING_MAX: Final = 50_000
+TICK_S: Final = 0.02
+RETRY_FIRST_S: Final = 0.02
+RETRY_MAX_S: Final = 0.5
+REFRESH_S: Final = 0.1
+"""At most one question for the routing table in this time."""
+
+FRAME_CALLS_MAX: Final = 4_096
+CALLS_BYTES_MAX: Final = FRAME_BYTES_MAX // 2
+_RANDOM_BYTES: Final = 8
+
+
+class Session:
+    """This client's numbered commands to one shard."""
+
+    __slots__ = ("name", "next", "outstanding", "used_at")
+
+    def __init__(self, name: bytes, now: float) -> None:
+        self.name = name
+        self.next = 1
+        self.outstanding: OrderedDict[int, Call] = OrderedDict()
+        self.used_at = now
+
+    @property
+    def low(self) -> int:
+        """The lowest number still waited for."""
+        return next(iter(self.outstanding), self.next)
+
+
+class Call:
+    """One call until it is answered. `wire` is what a frame carries of it, the same each time it is sent."""
+
+    __slots__ = ("deadline", "future", "handler", "hosted", "number", "pause", "sent", "session", "shard", "suspect", "wire")
+
+    def __init__(self, hosted: Hosted, shard: int, handler: HandlerType, session: Session | None, number: int, wire: list[Any], deadline: float) -> None:
+        self.hosted = hosted
+        self.shard = shard
+        self.handler = handler
+        self.session = session
+        self.number = number
+        self.wire = wire
+        self.deadline = deadline
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.sent = False
+        self.suspect = False
+        self.pause = RETRY_FIRST_S
+
+
+class Peer:
+    """The client's end of a connection to one instance."""
+
+    def __init__(self, client: Client, address: str) -> None:
+        self.client = client
+        self.address = address
+        self.queue: list[Call] = []
+        self.asking = False
+        self.inflight: dict[int, Call] = {}
+        self.wake = asyncio.Event()
+        self.open = False
+
+    async def run(self) -> None:
+        """Connect, then send and receive until the connection is gone; what was unanswered goes back to the client."""
+        connection: Connection | None = None
+        try:
+            connection = await self.client.wire.connect(self.address)
+            await self._greet(connection)
+            self.open = True
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send(connection))
+                group.create_task(self._receive(connection))
+        except* (Closed, ConnectFailed, BadFrame) as errors:
+            self.client.last_error = str(errors.exceptions[0])
+        except* TokenRefused as errors:
+            self.client.fail_all(errors.exceptions[0])
+        finally:
+            self.open = False
+            self.client.on_gone(self)
+            if connection is not None:
+                await connection.close()
+
+    async def _greet(self, connection: Connection) -> None:
+        client = self.client
+        await connection.send(frame(HELLO, PROTOCOL, client.token, CLIENT))
+        fields = parse(await connection.receive())
+        if fields[0] == GOODBYE:
+            raise TokenRefused(f"{self.address} says: {fields[1]}")
+        if fields[0] != WELCOME or fields[2] != client.app:
+            raise ConnectFailed(f"expected an instance of {client.app!r} at {self.address}, got {fields[:5]}")
+        client.on_welcome(fields[5], Table.load(*fields[6]))
+
+    async def _send(self, connection: Connection) -> None:
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            if self.asking:
+                self.asking = False
+                await connection.send(frame(ASK))
+            while self.queue:
+                calls, self.queue = self.queue[:FRAME_CALLS_MAX], self.queue[FRAME_CALLS_MAX:]
+                for data in self._frames(calls):
+                    await connection.send(data)
+
+    def _frames(self, calls: list[Call]) -> Iterator[bytes]:
+        """The calls as one frame; as several if they are large; without those that cannot travel, which fail alone."""
+        try:
+            data = self._pack(calls)
+        except Unencodable as error:
+            problem = str(error)
+        else:
+            if len(data) <= CALLS_BYTES_MAX:
+                for call in calls:
+                    call.sent = True
+                yield data
+                return
+            problem = f"the call takes {len(data)} bytes encoded, {CALLS_BYTES_MAX} are allowed"
+        if len(calls) > 1:
+            middle = len(calls) // 2
+            yield from self._frames(calls[:middle])
+            yield from self._frames(calls[middle:])
+        else:
+            del self.inflight[calls[0].wire[0]]
+            self.client.on_bad(calls[0], problem)
+
+    def _pack(self, calls: list[Call]) -> bytes:
+        groups: dict[tuple[int, bytes, bool], list[Any]] = {}
+        for call in calls:
+            session = call.session
+            name = b"" if session is None else session.name
+            group = groups.get((call.shard, name, call.suspect))
+            if group is None:
+                group = groups[call.shard, name, call.suspect] = [call.shard, name, 0 if session is None else session.low, call.suspect, []]
+            group[4].append(call.wire)
+        return frame(CALL, list(groups.values()))
+
+    async def _receive(self, connection: Connection) -> None:
+        answered, inflight = self.client.on_answer, self.inflight
+        while True:
+            fields = parse(await connection.receive())
+            if fields[0] == ANSWER:
+                for number, payload in fields[1]:
+                    call = inflight.pop(number, None)
+                    if call is not None:
+                        answered(call, payload)
+            elif fields[0] == TABLE:
+                self.client.on_table(Table.load(fields[1], fields[2]))
+            else:
+                raise BadFrame(f"frame kind {fields[0]} is not for a client")
+
+    def put(self, call: Call) -> None:
+        """Send the call with this turn's frame."""
+        self.queue.append(call)
+        self.inflight[call.wire[0]] = call
+        self.wake.set()
+
+
+class Client:
+    """Calls to the entities of one application. Open it with `async with`.
+
+    seeds: gives addresses of instances when none is known: from the control log, or a fixed list.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        services: Sequence[Hosted],
+        wire: Wire,
+        seeds: Callable[[], Awaitable[Sequence[str]]],
+        now_ms: Callable[[], int],
+        token: str | None = None,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.app = app
+        self.services = {hosted.kind.cls: hosted for hosted in services}
+        self.wire = wire
+        self.seeds = seeds
+        self.token = token
+        self.now_ms = now_ms
+        self.randomness = randomness
+        self.table = Table()
+        self.peers: dict[str, Peer] = {}
+        self.calls: dict[int, Call] = {}
+        self.parked: list[Call] = []
+        self.sessions: dict[tuple[str, int], Session] = {}
+        self.retried = 0
+        self.last_error = "no instance is known yet"
+        self._skew_ms = 0
+        self._count = 0
+        self._asked_at = -REFRESH_S
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Client:
+        self._spawn(self._tick())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        self.fail_all(Overloaded("the client was closed"))
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def get(self, entity: type[T], key: str, *, timeout: float = DEADLINE_S, max_staleness: float | None = None) -> T:
+        """The entity with this key, as its callers see it: handlers are awaitable, and typed as they are written.
+
+        timeout: seconds until a call gives up. max_staleness: seconds; queries are then answered from the owner's
+        memory at once, refused (`Stale`) if the log has not confirmed the owner for longer.
+        """
+        hosted = self.services.get(cast(type[Entity], entity))
+        if hosted is None:
+            raise BadRequest(f"{entity.__name__} is no service of {self.app!r}; it has {[cls.__name__ for cls in self.services]}")
+        if not 0 < timeout <= DEADLINE_MAX_S:
+            raise BadRequest(f"timeout is {timeout} s, expected more than 0 and at most {DEADLINE_MAX_S}")
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise BadRequest(f"a key has 1 to {KEY_BYTES_MAX} characters, this one has {len(key)}")
+        return cast(T, Proxy(self, hosted, key, timeout, max_staleness))
+
+    def call(self, proxy: Proxy, handler: HandlerType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        """Send a call; the future is its value or its error."""
+        if len(self.calls) >= OUTSTANDING_MAX or self._closing:
+            raise Overloaded(f"{len(self.calls)} calls are unanswered, {OUTSTANDING_MAX} are allowed")
+        now = asyncio.get_running_loop().time()
+        hosted, shard = proxy.hosted, proxy.shard
+        session, number, staleness = None, 0, None
+        if handler.is_command:
+            session = self._session(hosted.name, shard, now)
+            number = session.next
+            session.next = number + 1
+            session.used_at = now
+        elif proxy.max_staleness is not None:
+            staleness = round(proxy.max_staleness * 1000)
+        self._count += 1
+        wire = [self._count, number, proxy.key, handler.short, args, kwargs, staleness]
+        call = Call(hosted, shard, handler, session, number, wire, now + proxy.timeout)
+        if session is not None:
+            session.outstanding[number] = call
+        self.calls[self._count] = call
+        self._route(call)
+        return call.future
+
+    def _session(self, service: str, shard: int, now: float) -> Session:
+        session = self.sessions.get((service, shard))
+        if session is None or (now - session.used_at) * 1000 > SESSION_TTL_MS / 2:
+            session = Session(session_name(self.now_ms() + self._skew_ms, self.randomness(_RANDOM_BYTES)), now)
+            self.sessions[service, shard] = session
+        return session
+
+    # --- routing -----------------------------------------------------------------------------------------------
+
+    def _route(self, call: Call) -> None:
+        route = self.table.owner(call.hosted.name, call.shard)
+        if route is None:
+            self._park(call)
+            return
+        peer = self.peers.get(route.address)
+        if peer is None:
+            peer = self._connect(route.address)
+        peer.put(call)
+
+    def _connect(self, address: str) -> Peer:
+        peer = self.peers[address] = Peer(self, address)
+        self._spawn(peer.run())
+        return peer
+
+    def _park(self, call: Call) -> None:
+        self.parked.append(call)
+        self._ask()
+
+    def _again(self, call: Call) -> None:
+        """Send it again, a little later each time."""
+        self.retried += 1
+        pause, call.pause = call.pause, min(call.pause * 2, RETRY_MAX_S)
+        asyncio.get_running_loop().call_later(pause, self._resend, call)
+
+    def _resend(self, call: Call) -> None:
+        if not call.future.done() and not self._closing:
+            self._route(call)
+
+    def _ask(self) -> None:
+        """Ask some instance for the routing table, not too often."""
+        now = asyncio.get_running_loop().time()
+        if now - self._asked_at < REFRESH_S or self._closing:
+            return
+        self._asked_at = now
+        known = [peer for peer in self.peers.values() if peer.open]
+        for peer in known:
+            peer.asking = True
+            peer.wake.set()
+        if not known:
+            self._spawn(self._seek())
+
+    async def _seek(self) -> None:
+        """Nobody is connected: try who is known, and who the seeds name. A greeting brings the table along."""
+        try:
+            found = await self.seeds()
+        except Exception as error:
+            self.last_error = f"no instance found: {error}"
+            found = ()
+        for address in dict.fromkeys((*self.table.addresses, *found)):
+            if address not in self.peers:
+                self._connect(address)
+
+    # --- what peers say ----------------------------------------------------------------------------------------
+
+    def on_welcome(self, server_now_ms: int, table: Table) -> None:
+        """Sessions are born by the instances' clock: what counts is the log's time, which they write."""
+        self._skew_ms = max(self._skew_ms, server_now_ms - self.now_ms())
+        self.on_table(table)
+
+    def on_table(self, table: Table) -> None:
+        """A newer table: what had nowhere to go may go now."""
+        if table.version > self.table.version:
+            self.table = table
+            parked, self.parked = self.parked, []
+            for call in parked:
+                self._resend(call)
+
+    def on_gone(self, peer: Peer) -> None:
+        """What was in flight is sent again, to whoever owns its shard then, as suspect: one of these may have killed it."""
+        if self.peers.get(peer.address) is peer:
+            del self.peers[peer.address]
+        for call in peer.inflight.values():
+            if not call.future.done():
+                call.suspect = call.suspect or call.sent
+                self._again(call)
+        self._ask()
+
+    def on_answer(self, call: Call, payload: bytes) -> None:
+        """An outcome, or a reason to send it again."""
+        outcome = unpack(payload)
+        code = outcome[0]
+        if code == outcomes.MOVED:
+            self._on_moved(call, *outcome[1:])
+        elif code == outcomes.BUSY:
+            self._again(call)
+        else:
+            self._forget(call)
+            if not call.future.done():
+                self._resolve(call, outcome)
+
+    def on_bad(self, call: Call, problem: str) -> None:
+        """A call that cannot travel."""
+        self._forget(call)
+        if not call.future.done():
+            call.future.set_exception(BadRequest(f"{call.handler.name}: {problem}"))
+
+    def _resolve(self, call: Call, outcome: list[Any]) -> None:
+        try:
+            value = result_of(outcome, call.hosted.kind, call.handler)
+        except CallError as error:
+            call.future.set_exception(error)
+        except Exception as error:
+            call.future.set_exception(BadRequest(f"the answer of {call.handler.name} does not fit its declared type: {error}"))
+        else:
+            call.future.set_result(value)
+
+    def _on_moved(self, call: Call, address: str | None, assignment: int) -> None:
+        if address is not None and self.table.learn(call.hosted.name, call.shard, Route(address, assignment)):
+            self.retried += 1
+            self._route(call)
+        else:
+            self._ask()
+            self._again(call)
+
+    # --- endings -----------------------------------------------------------------------------------------------
+
+    def _forget(self, call: Call) -> None:
+        self.calls.pop(call.wire[0], None)
+        if call.session is not None:
+            call.session.outstanding.pop(call.number, None)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Give up everything that is outstanding."""
+        for call in tuple(self.calls.values()):
+            self._forget(call)
+            if not call.future.done():
+                call.future.set_exception(error)
+                call.future.exception()
+
+    async def _tick(self) -> None:
+        """Deadlines, calls that were given up by their callers, calls that wait for a route."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = loop.time()
+            for call in [c for c in self.calls.values() if c.deadline <= now or c.future.done()]:
+                self._expire(call)
+            if self.parked:
+                parked, self.parked = self.parked, []
+                for call in parked:
+                    self._resend(call)
+
+    def _expire(self, call: Call) -> None:
+        self._forget(call)
+        if call.future.done():
+            return
+        where = f"{call.handler.name} of {call.wire[2]!r} (shard {call.shard} of {call.hosted.name})"
+        if call.sent and call.number:
+            call.future.set_exception(OutcomeUnknown(f"no answer to {where} before its deadline; it may have been run. Last: {self.last_error}"))
+        else:
+            call.future.set_exception(DeadlineExceeded(f"no answer to {where} before its deadline; it had no effect. Last: {self.last_error}"))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Proxy:
+    """An entity as its callers see it: every handler is a method that returns an awaitable."""
+
+    def __init__(self, client: Client, hosted: Hosted, key: str, timeout: float, max_staleness: float | None) -> None:
+        self.client = client
+        self.hosted = hosted
+        self.key = key
+        self.timeout = timeout
+        self.max_staleness = max_staleness
+        self.shard = cached_shard_of(key, hosted.shards)
+
+    def __getattr__(self, name: str) -> Callable[..., asyncio.Future[Any]]:
+        handler = self.hosted.kind.handlers.get(name)
+        if handler is None:
+            raise AttributeError(f"{self.hosted.kind.name} has no command or query {name!r}; it has {sorted(self.hosted.kind.handlers)}")
+
+        def call(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+            return self.client.call(self, handler, args, kwargs)
+
+        self.__dict__[name] = call
+        return call
+
+

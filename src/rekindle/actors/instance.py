@@ -1,0 +1,343 @@
+"""An instance: hosts shards of one service on one node, serves its callers, does what the controller says.
+
+Invariants:
+- It owns what it was assigned and nothing else; a controller of a lower term than one it has heard is refused.
+- An assignment replaces the same shard's older one; a repeated or older one changes nothing.
+- What it knows of other owners it has from the controller's table or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+from rekindle.actors import outcomes
+from rekindle.actors.entity import EntityType
+from rekindle.actors.errors import BadRequest, ShardRefused
+from rekindle.actors.frames import (
+    ASK,
+    ASSIGN,
+    BEGAN,
+    CALL,
+    CONTROLLER,
+    ENDED,
+    GOODBYE,
+    HELLO,
+    LOST,
+    POSITIONS,
+    PROTOCOL,
+    PULSE,
+    RELEASE,
+    SERVING,
+    TABLE,
+    WELCOME,
+    BadFrame,
+    frame,
+    parse,
+)
+from rekindle.actors.link import Link
+from rekindle.actors.owner import SNAPSHOT_EVERY, Assignment, Floor, Owner, Surroundings
+from rekindle.actors.routes import Table
+from rekindle.actors.shard import Phase, Request
+from rekindle.actors.wire import Beacon, Closed, Connection, Listening, Wire
+from rekindle.events import EventLog, Partition, SnapshotStore, shard_of
+
+KEY_BYTES_MAX: Final = 1_024
+PULSE_S: Final = 0.2
+HELD_MS: Final = 400
+"""A command that the pulse meets running for longer than this is named in it."""
+
+SWEEP_S: Final = 0.5
+SWEEP_STEPS: Final = 500
+POSITIONS_S: Final = 1.0
+BEAT_S: Final = 0.05
+
+cached_shard_of = lru_cache(maxsize=1 << 17)(shard_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A service as its instances and its clients need it. Its log is the topic `app.service`."""
+
+    app: str
+    name: str
+    kind: EntityType
+    shards: int
+    snapshot_every: int = SNAPSHOT_EVERY
+
+    def partition(self, shard: int) -> Partition:
+        """Where the shard's log is."""
+        return Partition(f"{self.app}.{self.name}", shard)
+
+
+@dataclass(slots=True)
+class Host:
+    """What an instance gets from its process. Simulated hosts are deterministic."""
+
+    log: EventLog
+    snapshots: SnapshotStore | None
+    wire: Wire
+    now_ms: Callable[[], int]
+    offload: Callable[[Callable[[], bytes]], Awaitable[bytes]]
+    say: Callable[[str], None]
+    monotonic: Callable[[], float] = time.monotonic
+    resident_bytes: Callable[[], int] = lambda: 0
+    token: str | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task to its end; its failure is a bug and is said."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.say(f"bug: a task died: {task.exception()!r}")
+
+
+class Instance:
+    """Hosts shards of one service."""
+
+    def __init__(self, hosted: Hosted, incarnation: str, host: Host) -> None:
+        self.hosted = hosted
+        self.incarnation = incarnation
+        self.host = host
+        self.owners: dict[int, Owner] = {}
+        self.table = Table()
+        self.control_term = -1
+        self.links: list[Link] = []
+        self.controllers: list[Link] = []
+        self.executing: Request | None = None
+        self.stopped = asyncio.Event()
+        self._seen: Request | None = None
+        self._seen_at = 0.0
+        self._beat = 0.0
+        self._listening: Listening | None = None
+        self._beacon: Beacon | None = None
+        self.around = Surroundings(
+            host.log, host.snapshots, host.now_ms, host.spawn, host.offload, self, host.say, hosted.snapshot_every
+        )
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    async def start(self, bind: str, advertise: str | None = None) -> tuple[str, str]:
+        """Listen; the addresses for frames and for pulses. Without a token only loopback addresses are taken."""
+        require_token(bind, self.host.token)
+        self._listening = await self.host.wire.serve(bind, self._accept)
+        bound_host = bind.rpartition(":")[0]
+        self._beat = self.host.monotonic()
+        self._beacon = self.host.wire.beacon(f"{bound_host}:0", self.host.token, self.pulse, PULSE_S)
+        self.host.spawn(self._tick())
+        shown = advertise or bound_host
+        return tuple(f"{shown}:{a.rpartition(':')[2]}" for a in (self._listening.address, self._beacon.address))  # type: ignore[return-value]
+
+    async def stop(self) -> None:
+        """Give up all shards and stop listening."""
+        self.stopped.set()
+        for owner in self.owners.values():
+            owner.stop("the instance stops")
+        if self._beacon is not None:
+            self._beacon.close()
+        if self._listening is not None:
+            await self._listening.close()
+        for task in tuple(self.host.tasks):
+            task.cancel()
+
+    async def _tick(self) -> None:
+        """Housekeeping: show that the loop turns, encode idle entities, report positions."""
+        turns = 0
+        while not self.stopped.is_set():
+            self._beat = self.host.monotonic()
+            await asyncio.sleep(BEAT_S)
+            turns += 1
+            if turns % round(SWEEP_S / BEAT_S) == 0:
+                for owner in tuple(self.owners.values()):
+                    owner.shard.entities.sweep(SWEEP_STEPS)
+                    await asyncio.sleep(0)
+            if turns % round(POSITIONS_S / BEAT_S) == 0:
+                self._report(frame(POSITIONS, [[s, o.assignment.number, o.position] for s, o in self.owners.items() if o.shard.phase is Phase.OWNING]))
+
+    # --- connections -------------------------------------------------------------------------------------------
+
+    async def _accept(self, connection: Connection) -> None:
+        link = Link(connection)
+        try:
+            if await self._greet(link):
+                self.links.append(link)
+                await link.run(lambda fields: self._on_frame(link, fields))
+        except BadFrame as error:
+            self.host.say(f"{self.incarnation}: a connection was closed: {error}")
+        except Closed:
+            pass
+        finally:
+            for links in (self.links, self.controllers):
+                if link in links:
+                    links.remove(link)
+
+    async def _greet(self, link: Link) -> bool:
+        fields = parse(await link.connection.receive())
+        refusal = _refusal(fields, self.host.token)
+        if refusal is not None:
+            await link.connection.send(frame(GOODBYE, refusal))
+            await link.connection.close()
+            return False
+        hosted = self.hosted
+        await link.connection.send(frame(WELCOME, PROTOCOL, hosted.app, hosted.name, self.incarnation, self.host.now_ms(), self.table.dump()))
+        if fields[3] == CONTROLLER:
+            self.controllers.append(link)
+        return True
+
+    def _on_frame(self, link: Link, fields: list[Any]) -> None:
+        try:
+            match fields:
+                case [kind, groups] if kind == CALL:
+                    self._on_call(link, groups)
+                case [kind] if kind == ASK:
+                    link.send(frame(TABLE, *self.table.dump()))
+                case [kind, term, *rest] if kind in (ASSIGN, RELEASE) and link in self.controllers:
+                    self._on_order(kind, term, rest[0])
+                case [kind, version, services] if kind == TABLE and link in self.controllers:
+                    self._on_table(Table.load(version, services))
+                case _:
+                    raise BadFrame(f"frame kind {fields[0]} with {len(fields) - 1} fields is not for an instance")
+        except (ValueError, TypeError, IndexError) as error:
+            raise BadFrame(f"frame kind {fields[0]} is misshapen: {error!r}") from error
+
+    def _on_call(self, link: Link, groups: list[Any]) -> None:
+        hosted, handlers = self.hosted, self.hosted.kind.handlers
+        for shard, session, low, suspect, calls in groups:
+            owner = self.owners.get(shard)
+            for call, number, key, name, args, kwargs, staleness in calls:
+                handler = handlers.get(name)
+                if handler is None or cached_shard_of(key, hosted.shards) != shard or len(key) > KEY_BYTES_MAX or handler.is_command != (number > 0):
+                    link.reply(call, outcomes.refused(self._why_bad(shard, number, key, name)))
+                elif owner is None:
+                    self._send_away(link, call, shard)
+                else:
+                    owner.shard.submit(Request(link, call, session, number, low, key, handler, args, kwargs, suspect, staleness))
+
+    def _why_bad(self, shard: int, number: int, key: str, name: str) -> BadRequest:
+        hosted = self.hosted
+        handler = hosted.kind.handlers.get(name)
+        if handler is None:
+            return BadRequest(f"{hosted.kind.name} has no {name!r}; it has {sorted(hosted.kind.handlers)}")
+        if len(key) > KEY_BYTES_MAX:
+            return BadRequest(f"a key of {len(key)} characters, {KEY_BYTES_MAX} are allowed")
+        if handler.is_command != (number > 0):
+            return BadRequest(f"{handler.name} is a {'command' if handler.is_command else 'query'}, it came with number {number}")
+        return BadRequest(f"{key!r} is in shard {shard_of(key, hosted.shards)} of {hosted.shards}, it was sent to shard {shard}")
+
+    def _send_away(self, link: Link, call: int, shard: int) -> None:
+        route = self.table.owner(self.hosted.name, shard)
+        if 0 <= shard < self.hosted.shards:
+            link.reply(call, outcomes.moved(route and route.address, -1 if route is None else route.assignment))
+        else:
+            link.reply(call, outcomes.refused(ShardRefused(f"{self.hosted.name} has shards 0 to {self.hosted.shards - 1}, not {shard}")))
+
+    # --- the controller ----------------------------------------------------------------------------------------
+
+    def _on_order(self, kind: int, term: int, orders: list[Any]) -> None:
+        if term < self.control_term:
+            self.host.say(f"{self.incarnation}: a controller of term {term} was refused, {self.control_term} leads")
+            return
+        self.control_term = term
+        for order in orders:
+            if kind == ASSIGN:
+                shard, number, floor, suspect, poison = order
+                self._take(Assignment(shard, number, Floor(*floor), suspect, tuple((s, n) for s, n in poison)))
+            else:
+                self._release(*order)
+
+    def _take(self, assignment: Assignment) -> None:
+        current = self.owners.get(assignment.shard)
+        if current is not None and current.assignment.number >= assignment.number:
+            if current.shard.phase is Phase.OWNING:
+                self._on_serving(current)
+            return
+        if current is not None:
+            current.stop(f"replaced by assignment {assignment.number}")
+        owner = Owner(self.hosted.partition(assignment.shard), self.hosted.kind, assignment, self.incarnation, self.around)
+        self.owners[assignment.shard] = owner
+        self.host.spawn(self._own(owner))
+
+    async def _own(self, owner: Owner) -> None:
+        await owner.run(self._on_serving)
+        shard = owner.assignment.shard
+        if self.owners.get(shard) is owner:
+            del self.owners[shard]
+        error = None if owner.error is None else type(owner.error).__name__
+        self._report(frame(LOST, shard, owner.assignment.number, owner.reason, error, owner.position))
+
+    def _release(self, shard: int, number: int) -> None:
+        owner = self.owners.get(shard)
+        if owner is not None and owner.assignment.number <= number:
+            owner.stop("released by the controller")
+
+    def _on_serving(self, owner: Owner) -> None:
+        self._report(frame(SERVING, owner.assignment.shard, owner.assignment.number, owner.position))
+
+    def _report(self, data: bytes) -> None:
+        for link in self.controllers:
+            link.send(data)
+
+    def _on_table(self, table: Table) -> None:
+        if table.version <= self.table.version:
+            return
+        self.table = table
+        data = frame(TABLE, *table.dump())
+        for link in self.links:
+            if link not in self.controllers:
+                link.send(data)
+
+    # --- what is running (the shards' Witness, the beacon's pulse) -----------------------------------------------
+
+    def began(self, session: bytes, number: int, text: str) -> None:
+        """Said over the beacon before it runs, so that it is known even if this process does not survive it."""
+        self._announce(frame(BEGAN, session, number, text))
+
+    def ended(self, session: bytes, number: int) -> None:
+        """It is over."""
+        self._announce(frame(ENDED, session, number))
+
+    def _announce(self, data: bytes) -> None:
+        if self._beacon is not None:
+            self._beacon.announce(data)
+
+    def pulse(self) -> bytes:
+        """How this process is. Called from the beacon's thread: it only reads."""
+        now = self.host.monotonic()
+        request = self.executing
+        if request is not self._seen:
+            self._seen, self._seen_at = request, now
+        held_ms = round((now - self._seen_at) * 1000)
+        executing = None
+        if request is not None and held_ms >= HELD_MS:
+            executing = [request.session, request.number, f"{request.handler.name} of {request.key!r}", held_ms]
+        lag_ms = max(0, round((now - self._beat - BEAT_S) * 1000))
+        return frame(PULSE, self.incarnation, lag_ms, executing, self.host.resident_bytes())
+
+
+def require_token(bind: str, token: str | None) -> None:
+    """Bound beyond loopback, the wire needs a token from the first day. Raises ValueError."""
+    host = bind.rpartition(":")[0]
+    if token is None and not (host.startswith("127.") or host in ("localhost", "::1", "[::1]")):
+        raise ValueError(f"listening on {bind} needs a token (REKINDLE_TOKEN): without one only loopback addresses are served")
+
+
+def _refusal(fields: list[Any], token: str | None) -> str | None:
+    """Why a HELLO is not taken, or None."""
+    if len(fields) != 4 or fields[0] != HELLO:
+        return f"expected HELLO, protocol, token, role; got kind {fields[0]} with {len(fields) - 1} fields"
+    if fields[1] != PROTOCOL:
+        return f"protocol {fields[1]} is not spoken here, {PROTOCOL} is"
+    if token is not None and not hmac.compare_digest(str(fields[2] or "").encode(), token.encode()):
+        return "token refused: another token is asked for here (REKINDLE_TOKEN)"
+    return None
+

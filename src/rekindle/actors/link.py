@@ -1,0 +1,101 @@
+"""One connection and what waits to be sent over it: one frame for everything that a turn of the loop made.
+
+Invariants:
+- What is handed over is sent in order, until the connection is gone; then it is dropped, and `on_gone` is called once.
+- What waits is bounded: a reader that does not keep up loses its connection (`WAITING_BYTES_MAX`), not our memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from rekindle.actors.frames import ANSWER, frame, parse
+from rekindle.actors.outcomes import failed
+from rekindle.actors.wire import FRAME_BYTES_MAX, Closed, Connection
+from rekindle.events import RecordTooLarge
+
+WAITING_BYTES_MAX: Final = 4 * FRAME_BYTES_MAX
+ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX // 4
+"""Limit of one answer; a query that gives more has failed."""
+
+
+class Link:
+    """The instance's end of a connection; a `Sink` for replies."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.answers: list[tuple[int, bytes]] = []
+        self.frames: list[bytes] = []
+        self.waiting_bytes = 0
+        self.gone = False
+        self._wake = asyncio.Event()
+
+    def reply(self, call: int, payload: bytes) -> None:
+        """Send an answer with this turn's frame."""
+        if len(payload) > ANSWER_BYTES_MAX:
+            payload = failed(RecordTooLarge("the answer", len(payload), ANSWER_BYTES_MAX))
+        self.answers.append((call, payload))
+        self._more(len(payload))
+
+    def send(self, data: bytes) -> None:
+        """Send a frame."""
+        self.frames.append(data)
+        self._more(len(data))
+
+    def _more(self, size: int) -> None:
+        self.waiting_bytes += size
+        if self.waiting_bytes > WAITING_BYTES_MAX:
+            self.gone = True
+        self._wake.set()
+
+    async def run(self, on_frame: Callable[[list[Any]], None]) -> None:
+        """Receive and send until the connection is gone, or `on_frame` raises."""
+        sender = asyncio.get_running_loop().create_task(self._send_all())
+        try:
+            while True:
+                on_frame(parse(await self.connection.receive()))
+        except Closed:
+            pass
+        finally:
+            self.gone = True
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sender
+            await self.connection.close()
+
+    async def _send_all(self) -> None:
+        with contextlib.suppress(Closed):
+            while not self.gone:
+                await self._wake.wait()
+                self._wake.clear()
+                for data in self._take():
+                    await self.connection.send(data)
+        await self.connection.close()
+
+    def _take(self) -> Iterator[bytes]:
+        frames, self.frames = self.frames, []
+        answers, self.answers = self.answers, []
+        self.waiting_bytes = 0
+        yield from frames
+        for part in _parts(answers):
+            yield frame(ANSWER, part)
+
+
+def _parts(answers: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """The answers in groups that fit a frame; nearly always one."""
+    part: list[tuple[int, bytes]] = []
+    size = 0
+    for answer in answers:
+        size += len(answer[1]) + _ANSWER_OVERHEAD
+        if part and size > FRAME_BYTES_MAX // 2:
+            yield part
+            part, size = [], len(answer[1])
+        part.append(answer)
+    if part:
+        yield part
+
+
+_ANSWER_OVERHEAD: Final = 16

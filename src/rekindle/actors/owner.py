@@ -1,0 +1,403 @@
+"""The edge of one shard's owner: takes the shard over, then appends its batches, one at a time, until it is fenced.
+
+    claim -> newest whole snapshot -> replay to the own claim -> serve
+    an append fails   -> doubt: claim again, read to the claim, go on (rule 4)
+    a gap             -> read it, go on (rule 3)
+    refused for good  -> discard the state, take over again (design, section 5), `TAKEOVERS_MAX` times
+
+It gives up, and says why, when it is fenced, when the log is damaged, truncated or newer than this build, and when the
+log stays away for `LOG_AWAY_MAX_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from rekindle.actors.entities import Captured
+from rekindle.actors.entity import EntityType
+from rekindle.actors.shard import BARRIER_INTERVAL_S, Edge, Phase, Request, Shard, Witness
+from rekindle.events import (
+    AppendRefused,
+    AppendUnknown,
+    Commit,
+    Entry,
+    EventLog,
+    Fold,
+    Keyed,
+    LogTruncated,
+    LogUnavailable,
+    Partition,
+    RekindleError,
+    SnapshotError,
+    SnapshotStore,
+    decode,
+    pack,
+    unpack,
+)
+from rekindle.events.records import SNAPSHOTTED
+from rekindle.events.snapshots import newest_whole, pack_blob, save
+
+LOG_AWAY_MAX_S: Final = 60.0
+"""How long an owner goes on trying to reach the log before it gives its shard up."""
+
+RETRY_FIRST_S: Final = 0.02
+RETRY_MAX_S: Final = 1.0
+READ_WAIT_S: Final = 0.5
+TAKEOVERS_MAX: Final = 3
+"""How often an owner starts again after the log refused an append, before it gives the shard up."""
+
+REPLAY_SLICE: Final = 500
+"""Records replayed before the loop gets its turn: a few milliseconds."""
+
+SNAPSHOT_EVERY: Final = 4_000
+"""Commits between two snapshots of a shard, while its state is small."""
+
+SNAPSHOT_BYTES_PER_COMMIT: Final = 256
+"""A large state is written less often: at most about this many bytes of snapshots for each commit."""
+
+
+class Floor(NamedTuple):
+    """The highest position that is known of a shard. An owner that finds less stops: the log was truncated or recreated."""
+
+    term: int = -1
+    offset: int = -1
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The controller's word that an instance is to own a shard.
+
+    suspect: an instance died during this shard's replay, so this one says what it does before it does it.
+    poison: commands (session, number) that two instances died of.
+    """
+
+    shard: int
+    number: int
+    floor: Floor = Floor()
+    suspect: bool = False
+    poison: tuple[tuple[bytes, int], ...] = ()
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What an owner needs of the process it lives in; simulated ones are deterministic.
+
+    offload: runs a function off the loop. say: a line for the operator.
+    """
+
+    log: EventLog
+    snapshots: SnapshotStore | None
+    now_ms: Callable[[], int]
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    offload: Callable[[Callable[[], bytes]], Awaitable[bytes]]
+    witness: Witness
+    say: Callable[[str], None]
+    snapshot_every: int = SNAPSHOT_EVERY
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str) -> None:
+        """One more of something that an operator may want to know."""
+        self.counters[what] = self.counters.get(what, 0) + 1
+
+
+class Owner:
+    """Owns one shard from its assignment until it is fenced or gives up."""
+
+    def __init__(self, partition: Partition, kind: EntityType, assignment: Assignment, incarnation: str, around: Surroundings) -> None:
+        self.partition = partition
+        self.kind = kind
+        self.assignment = assignment
+        self.incarnation = incarnation
+        self.around = around
+        self.reason: str | None = None
+        self.error: RekindleError | None = None
+        self._work = asyncio.Event()
+        self._barrier_at = 0.0
+        self._blob_size = 0
+        self._saving = False
+        self.shard = self._new_shard()
+
+    def _new_shard(self) -> Shard:
+        around = self.around
+        edge = Edge(around.now_ms, self._work.set, around.spawn, around.witness, self._on_snapshot, self._on_quarantine)
+        shard = Shard(self.partition, self.kind, self.assignment.number, self.incarnation, edge)
+        shard.poison.update(self.assignment.poison)
+        return shard
+
+    def submit(self, request: Request) -> None:
+        """A call for this shard."""
+        self.shard.submit(request)
+
+    @property
+    def position(self) -> Floor:
+        """The highest verified position, for the next owner's floor."""
+        fold = self.shard.fold
+        return Floor(fold.term, fold.offset, fold.sequence)
+
+    async def run(self, on_serving: Callable[[Owner], None]) -> None:
+        """Own the shard until that ends; `reason` then says why, `error` what it was unless it was fenced."""
+        try:
+            for _ in range(TAKEOVERS_MAX):
+                try:
+                    await self._own(on_serving)
+                    self.reason = self.reason or f"fenced by assignment {self.shard.fold.assignment} of {self.shard.fold.incarnation}"
+                    return
+                except AppendRefused as error:
+                    self._start_again(error)
+            raise LogUnavailable(f"{self.partition}: the log refused appends of {TAKEOVERS_MAX} takeovers")
+        except RekindleError as error:
+            self.error = error
+            self.reason = f"{type(error).__name__}: {error}"
+            self.around.say(f"{self.partition}: gave up: {self.reason}")
+        finally:
+            self.shard.stop()
+
+    def _start_again(self, error: AppendRefused) -> None:
+        """The log will never take what was run: nothing of it was answered, so forget it and read what is true."""
+        self.around.count("append_refused")
+        self.around.say(f"{self.partition}: the log refused an append, state discarded: {error}")
+        self.shard.stop()
+        self.shard = self._new_shard()
+
+    def stop(self, reason: str) -> None:
+        """Give the shard up; whoever waits is sent elsewhere."""
+        self.reason = reason
+        self.shard.stop()
+
+    # --- takeover ----------------------------------------------------------------------------------------------
+
+    async def _own(self, on_serving: Callable[[Owner], None]) -> None:
+        shard = self.shard
+        claimed = await self._claim(shard)
+        await self._load_snapshot(shard)
+        await self._replay(shard, claimed)
+        self._check_floor(shard)
+        shard.settle()
+        if shard.phase is Phase.OWNING:
+            on_serving(self)
+            await self._serve(shard)
+
+    async def _claim(self, shard: Shard) -> int:
+        """Append a claim until the log says where it is; a claim too many does no harm."""
+        while True:
+            base = await self._patiently(lambda: self._try_claim(shard))
+            if base is not None:
+                return base
+
+    async def _try_claim(self, shard: Shard) -> int:
+        try:
+            base = await self.around.log.append(self.partition, [shard.claim()])
+        except AppendUnknown as error:
+            raise LogUnavailable(str(error)) from error
+        if base < 0:
+            raise LogUnavailable(f"{self.partition}: a claim was answered without its offset")
+        return base
+
+    async def _patiently(self, attempt: Callable[[], Coroutine[Any, Any, int]]) -> int | None:
+        """Try again while the log is away, up to `LOG_AWAY_MAX_S`; None if the shard was stopped meanwhile."""
+        loop = asyncio.get_running_loop()
+        until, pause = loop.time() + LOG_AWAY_MAX_S, RETRY_FIRST_S
+        while True:
+            try:
+                return await attempt()
+            except LogUnavailable:
+                self.around.count("log_unavailable")
+                if loop.time() > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX_S)
+
+    async def _load_snapshot(self, shard: Shard) -> None:
+        if self.around.snapshots is None:
+            return
+        loaded = await load_snapshot(self.around.snapshots, self.around.log, self.partition, self.kind, self.around.say)
+        if loaded is not None:
+            shard.fold, captured, self._blob_size = loaded
+            shard.entities.restore(captured)
+
+    async def _replay(self, shard: Shard, claimed: int) -> None:
+        """Read up to and with the own claim; at the floor, see that the log is still the one that is known."""
+        floor = self.assignment.floor
+        if shard.fold.offset < floor.offset <= claimed:
+            await self._read(shard, floor.offset)
+            if (shard.fold.term, shard.fold.sequence) != (floor.term, floor.sequence):
+                found = f"term {shard.fold.term} sequence {shard.fold.sequence}"
+                raise LogTruncated(f"{self.partition} (was {found} at offset {floor.offset})", floor.sequence, shard.fold.sequence)
+        await self._read(shard, claimed + 1)
+
+    def _check_floor(self, shard: Shard) -> None:
+        floor, fold = self.assignment.floor, shard.fold
+        if fold.offset < floor.offset or fold.sequence < floor.sequence:
+            raise LogTruncated(str(self.partition), floor.offset, fold.offset)
+
+    async def _read(self, shard: Shard, end: int) -> None:
+        """Feed everything below offset `end` to the shard, a slice at a time."""
+        if shard.fold.offset >= end:
+            return
+        async with self.around.log.reader(self.partition, shard.fold.offset) as reader:
+            while shard.fold.offset < end:
+                entries = await self._next(reader.next)
+                for start in range(0, len(entries), REPLAY_SLICE):
+                    self._feed(shard, _below(entries[start : start + REPLAY_SLICE], end))
+                    await asyncio.sleep(0)
+
+    def _feed(self, shard: Shard, entries: Sequence[Entry]) -> None:
+        if not self.assignment.suspect:
+            shard.feed(entries)
+            return
+        witness = self.around.witness
+        witness.began(b"", self.assignment.shard, f"replay of {self.partition} from offset {entries[0].offset}")
+        shard.feed(entries)
+        witness.ended(b"", self.assignment.shard)
+
+    async def _next(self, read: Callable[[float], Awaitable[Sequence[Entry]]]) -> Sequence[Entry]:
+        """The next entries of a log that is known to have some."""
+        until = asyncio.get_running_loop().time() + LOG_AWAY_MAX_S
+        while True:
+            entries = await read(READ_WAIT_S)
+            if entries:
+                return entries
+            if asyncio.get_running_loop().time() > until:
+                raise LogUnavailable(f"{self.partition}: offset {self.shard.fold.offset} is in the log and cannot be read")
+
+    # --- serving -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, shard: Shard) -> None:
+        while shard.phase is Phase.OWNING:
+            await self._work.wait()
+            self._work.clear()
+            while shard.phase is Phase.OWNING and (shard.staged or shard.reads):
+                await self._wait_for_barrier(shard)
+                await self._flush(shard)
+                if shard.since_snapshot >= max(self.around.snapshot_every, self._blob_size // SNAPSHOT_BYTES_PER_COMMIT):
+                    self._take_snapshot(shard)
+
+    async def _wait_for_barrier(self, shard: Shard) -> None:
+        """Reads that find no commit to ride on share a barrier: the first goes at once, then one in each interval."""
+        if not shard.wants_barrier:
+            return
+        loop = asyncio.get_running_loop()
+        if (early := self._barrier_at - loop.time()) > 0:
+            self._work.clear()
+            try:
+                async with asyncio.timeout(early):
+                    while shard.wants_barrier and shard.phase is Phase.OWNING:
+                        await self._work.wait()
+                        self._work.clear()
+            except TimeoutError:
+                pass
+        self._barrier_at = loop.time() + BARRIER_INTERVAL_S
+
+    async def _flush(self, shard: Shard) -> None:
+        if shard.phase is not Phase.OWNING or not (shard.staged or shard.reads):
+            return
+        batch = shard.take_batch()
+        try:
+            base = await self._append(batch)
+        except AppendUnknown as error:
+            self.around.count("doubt")
+            self.around.say(f"{self.partition}: outcome of an append of {len(batch)} records is unknown, claiming again: {error}")
+            base = -1
+        if shard.phase is not Phase.OWNING:
+            return
+        if base < 0:
+            await self._resolve_doubt(shard)
+        elif not shard.appended(base):
+            self.around.count("gap")
+            await self._read(shard, base + len(batch))
+            shard.settle()
+
+    async def _append(self, batch: list[Keyed]) -> int:
+        try:
+            return await self.around.log.append(self.partition, batch)
+        except LogUnavailable:
+            base = await self._patiently(lambda: self.around.log.append(self.partition, batch))
+            return -1 if base is None else base
+
+    async def _resolve_doubt(self, shard: Shard) -> None:
+        claimed = await self._claim(shard)
+        await self._read(shard, claimed + 1)
+        shard.settle()
+
+    # --- snapshots ---------------------------------------------------------------------------------------------
+
+    def _take_snapshot(self, shard: Shard) -> None:
+        if self.around.snapshots is None or self._saving:
+            return
+        self._saving = True
+        shard.snapshot(f"{self.partition.topic}/{self.partition.index:04d}/{shard.sequence + 1:020d}-{self.incarnation}")
+
+    def _on_snapshot(self, captured: Captured, fold: list[Any], sequence: int) -> None:
+        self.around.spawn(self._save(captured, fold, sequence))
+
+    async def _save(self, captured: Captured, fold: list[Any], sequence: int) -> None:
+        store, offset = self.around.snapshots, int(fold[0]) - 1
+        assert store is not None, "a snapshot was taken without a store"
+        name = f"{self.partition.topic}/{self.partition.index:04d}/{sequence:020d}-{self.incarnation}"
+        try:
+            blob = await self.around.offload(lambda: blob_of(captured, fold, self.kind))
+            self._blob_size = len(blob)
+            await save(store, self.partition, offset, sequence, name, blob)
+            self.around.count("snapshot_saved")
+        except SnapshotError as error:
+            self.around.count("snapshot_failed")
+            self.around.say(f"{self.partition}: snapshot at sequence {sequence} failed, the log is whole without it: {error}")
+        finally:
+            self._saving = False
+
+    def _on_quarantine(self, reason: str) -> None:
+        self.around.count("quarantined")
+        self.around.say(f"{self.partition}: quarantined {reason}")
+
+
+def _below(entries: Sequence[Entry], end: int) -> Sequence[Entry]:
+    return entries if entries[-1].offset < end else [entry for entry in entries if entry.offset < end]
+
+
+def blob_of(captured: Captured, fold: list[Any], kind: EntityType) -> bytes:
+    """A snapshot's bytes."""
+    return pack_blob(
+        {
+            "kind": pack(kind.fingerprint),
+            "fold": pack(fold),
+            "entities": pack(captured.entities),
+            "quarantined": pack(captured.quarantined),
+        }
+    )
+
+
+async def load_snapshot(
+    store: SnapshotStore, log: EventLog, partition: Partition, kind: EntityType, say: Callable[[str], None], at_most: int | None = None
+) -> tuple[Fold, Captured, int] | None:
+    """The newest snapshot that is whole and fits: what the rules know, all entities, its size. None: replay everything.
+
+    Raises `LogTruncated` where the log does not have the record that the snapshot stands on.
+    """
+    try:
+        pointer, segments, errors = await newest_whole(store, partition, at_most)
+    except SnapshotError as error:
+        say(f"{partition}: snapshots cannot be read, full replay: {error}")
+        return None
+    for error in errors:
+        say(f"{partition}: a snapshot is not usable, trying the one before: {error}")
+    if pointer is None:
+        return None
+    if unpack(segments["kind"]) != kind.fingerprint:
+        say(f"{partition}: the snapshot at offset {pointer.offset} has other fields than {kind.name} has now, full replay")
+        return None
+    await _confirm(log, partition, pointer.offset, pointer.sequence)
+    captured = Captured(unpack(segments["entities"]), unpack(segments["quarantined"]))
+    return Fold.load(unpack(segments["fold"])), captured, pointer.size
+
+
+async def _confirm(log: EventLog, partition: Partition, offset: int, sequence: int) -> None:
+    """The record that a snapshot stands on must be in the log: else it is another log."""
+    async with log.reader(partition, offset) as reader:
+        entries = await reader.next(LOG_AWAY_MAX_S)
+    record = decode(entries[0].value) if entries else None
+    if not (isinstance(record, Commit) and record.kind == SNAPSHOTTED and record.sequence == sequence):
+        raise LogTruncated(f"{partition} (the record of its snapshot is not at offset {offset})", offset, entries[0].offset if entries else -1)

@@ -1,0 +1,1 @@
+"""The tests, one folder for each room; a regular package, so that no `tests` of somebody else's can stand in its place."""
