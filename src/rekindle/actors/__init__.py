@@ -23,6 +23,7 @@ from rekindle.actors.errors import (
 )
 from rekindle.actors.instance import Host, Hosted, Instance, require_token
 from rekindle.actors.owner import Assignment, Floor, Owner, Surroundings, load_snapshot
+from rekindle.actors.replica import Replica
 from rekindle.actors.routes import Route, Table
 from rekindle.actors.shard import Phase, Shard
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, WebsocketWire, Wire
@@ -53,6 +54,7 @@ __all__ = [
     "Phase",
     "Proxy",
     "Rejected",
+    "Replica",
     "Route",
     "Shard",
     "ShardRefused",

@@ -9,7 +9,7 @@
     ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
     RELEASE  control term, [[shard, number], ...]
     SERVING  shard, number, [term, offset, sequence]
-    LOST     shard, number, reason, error class | None, [term, offset, sequence]
+    LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
     POSITIONS  [[shard, number, [term, offset, sequence]], ...]
     PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
     BEGAN    session, number, text              a suspect command, or (no session) a suspect shard's replay

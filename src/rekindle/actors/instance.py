@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class Host:
     monotonic: Callable[[], float] = time.monotonic
     resident_bytes: Callable[[], int] = lambda: 0
     token: str | None = None
+    randomness: Callable[[int], bytes] = os.urandom
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -95,6 +97,10 @@ class Host:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._done)
+
+    def random_hex(self, size: int) -> str:
+        """A name that nobody else has."""
+        return self.randomness(size).hex()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -273,7 +279,7 @@ class Instance:
         if self.owners.get(shard) is owner:
             del self.owners[shard]
         error = None if owner.error is None else type(owner.error).__name__
-        self._report(frame(LOST, shard, owner.assignment.number, owner.reason, error, owner.position))
+        self._report(frame(LOST, shard, owner.assignment.number, owner.reason, error, owner.position, owner.shard.fold.assignment))
 
     def _release(self, shard: int, number: int) -> None:
         owner = self.owners.get(shard)

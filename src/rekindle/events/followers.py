@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
-from rekindle.events.log import Partition
+from rekindle.events.log import Partition, Stored
 
-Found = TypeVar("Found")
+Look = Callable[[Partition, int], Awaitable[Sequence[Stored]]]
+"""What is in the partition at an offset and behind it; nothing at the end, `LogTruncated` outside of the log."""
 
 
 class Followers:
@@ -21,8 +21,9 @@ class Followers:
     def __init__(self) -> None:
         self._waiting: dict[Partition, list[asyncio.Future[None]]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def waited_for(self) -> list[Partition]:
+        """The partitions that somebody waits for."""
+        return list(self._waiting)
 
     def wake(self, partition: Partition) -> None:
         """The partition has changed: everyone who waits for it looks again."""
@@ -32,18 +33,16 @@ class Followers:
 
     def wake_all(self) -> None:
         """Anything may have changed: everyone looks again."""
-        for partition in list(self._waiting):
+        for partition in self.waited_for():
             self.wake(partition)
 
-    async def find(
-        self, partition: Partition, wait_s: float, look: Callable[[], Awaitable[Sequence[Found]]]
-    ) -> Sequence[Found]:
+    async def find(self, partition: Partition, offset: int, wait_s: float, look: Look) -> Sequence[Stored]:
         """What `look` finds, now or after a change of the partition; empty if that is still nothing after `wait_s`."""
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             changed = self._expect(partition)
             try:
-                found = await look()
+                found = await look(partition, offset)
                 if found or not await _comes(changed, deadline):
                     return found
             finally:
@@ -60,6 +59,23 @@ class Followers:
             waiting.remove(future)
             if not waiting:
                 del self._waiting[partition]
+
+
+class FollowingReader:
+    """A `Reader` that waits among the followers of its log."""
+
+    def __init__(self, followers: Followers, partition: Partition, offset: int, look: Look) -> None:
+        self._followers = followers
+        self._partition = partition
+        self._offset = offset
+        self._look = look
+
+    async def next(self, wait_s: float) -> Sequence[Stored]:
+        """See `Reader`."""
+        entries = await self._followers.find(self._partition, self._offset, wait_s, self._look)
+        if entries:
+            self._offset = entries[-1].offset + 1
+        return entries
 
 
 async def _comes(changed: asyncio.Future[None], deadline: float) -> bool:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from rekindle.events.checks import check_append, check_partition, check_position, check_topic, check_trim, missing
 from rekindle.events.errors import AppendUnknown, LogUnavailable
-from rekindle.events.followers import Followers
+from rekindle.events.followers import Followers, FollowingReader
 from rekindle.events.log import Bounds, Keyed, Partition, Stored, Topic
 
 READ_ENTRIES_MAX: Final = 64
@@ -143,10 +143,10 @@ class SimulatedLog:
         shelf.trim(before)
 
     @asynccontextmanager
-    async def reader(self, partition: Partition, offset: int) -> AsyncGenerator[SimulatedReader, None]:
+    async def reader(self, partition: Partition, offset: int) -> AsyncGenerator[FollowingReader]:
         """See `EventLog`."""
         check_position(partition, offset, await self.bounds(partition))
-        yield SimulatedReader(self, partition, offset)
+        yield FollowingReader(self._followers, partition, offset, self._look)
 
     async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
         """See `EventLog`."""
@@ -219,17 +219,12 @@ class SimulatedLog:
 
     # --- reading ---
 
-    async def look(self, partition: Partition, offset: int) -> list[Stored]:
-        """What is at the offset and behind it, a piece of drawn size; for `SimulatedReader`."""
+    async def _look(self, partition: Partition, offset: int) -> list[Stored]:
         await self._reach()
         await asyncio.sleep(self._draw(self.faults.read_s))
         shelf = self._shelf(partition)
         check_position(partition, offset, shelf.bounds)
         return shelf.read(offset, self._random.randint(1, READ_ENTRIES_MAX))
-
-    async def follow(self, partition: Partition, offset: int, wait_s: float) -> Sequence[Stored]:
-        """What is at the offset, as soon as something is; for `SimulatedReader`."""
-        return await self._followers.find(partition, wait_s, lambda: self.look(partition, offset))
 
     async def _reach(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -271,22 +266,6 @@ class SimulatedLog:
     def go_away(self, for_s: float) -> None:
         """Be unavailable for a while. What is on its way still arrives."""
         self._away_until = asyncio.get_running_loop().time() + for_s
-
-
-class SimulatedReader:
-    """A `Reader` of a `SimulatedLog`."""
-
-    def __init__(self, log: SimulatedLog, partition: Partition, offset: int) -> None:
-        self._log = log
-        self._partition = partition
-        self._offset = offset
-
-    async def next(self, wait_s: float) -> Sequence[Stored]:
-        """See `Reader`."""
-        entries = await self._log.follow(self._partition, self._offset, wait_s)
-        if entries:
-            self._offset = entries[-1].offset + 1
-        return entries
 
 
 def _answer(answer: asyncio.Future[int], offset: int) -> None:

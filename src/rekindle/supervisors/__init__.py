@@ -1,1 +1,37 @@
-"""supervisors"""
+"""Services, supervisors and the controller that keeps them running.
+
+Reading order: `tree` (what users declare), `control` (what is decided), `ward` (what is seen), `controller` (what is
+done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process).
+"""
+
+from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
+from rekindle.supervisors.control import Control, control_log
+from rekindle.supervisors.controller import Controller
+from rekindle.supervisors.decisions import NotLeading
+from rekindle.supervisors.discovery import seeds
+from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
+from rekindle.supervisors.processes import ProcessCluster
+from rekindle.supervisors.tree import ONE_FOR_ONE, DeclarationError, Service, Strategy, Supervisor
+
+__all__ = [
+    "ONE_FOR_ONE",
+    "Cluster",
+    "Control",
+    "Controller",
+    "ControllerThread",
+    "DeclarationError",
+    "InstanceThread",
+    "Launch",
+    "Node",
+    "NotLeading",
+    "ProcessCluster",
+    "Service",
+    "SpawnFailed",
+    "Spawned",
+    "Strategy",
+    "Supervisor",
+    "control_log",
+    "load",
+    "opened",
+    "seeds",
+]

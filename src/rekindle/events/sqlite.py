@@ -1,0 +1,344 @@
+"""One SQLite file that many processes read and write at once, without ever blocking the event loop.
+
+Reads run in a few threads. Writes go to one thread per object, which takes everything that waits and commits it as one
+transaction: the price of an fsync is shared by all who wait for it (group commit).
+
+Invariants:
+- A write is on disk before it is answered (`synchronous=FULL`), all of it or nothing.
+- `NotWritten` means just that. `MaybeWritten` means that nobody knows.
+- Writers of all processes queue for the file in the order in which they came (`_Turns`), so none starves.
+- Every wait for the file has a deadline, also while its holder is stopped (SIGSTOP) in the middle of a write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rekindle.events.errors import RekindleError
+
+FORMAT: Final = 1
+"""Kept as the file's `user_version`: the tables of this build."""
+
+READ_THREADS: Final = 4
+"""How many reads of one object run at once; further ones wait."""
+
+WRITES_QUEUED_MAX: Final = 10_000
+"""How many writes of one object may wait; further ones are refused. Far above one per shard."""
+
+WRITE_TIMEOUT_S: Final = 5.0
+"""How long a write may take, most of it waiting for the writers of other processes."""
+
+CLOSE_TIMEOUT_S: Final = 2 * WRITE_TIMEOUT_S
+"""How long `close` waits for writes that are under way."""
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+Read = Callable[[sqlite3.Connection], Result]
+Write = Callable[[sqlite3.Connection, list[Argument]], "list[Result | RekindleError]"]
+"""Does something for everyone who asked for it meanwhile: a list of arguments in, as many results (or refusals) out."""
+
+
+def one_by_one(work: Callable[[sqlite3.Connection, Argument], Result]) -> Write[Argument, Result]:
+    """A `Write` that serves one after the other. The work must not have changed anything when it refuses."""
+
+    def serve(connection: sqlite3.Connection, argument: Argument) -> Result | RekindleError:
+        try:
+            return work(connection, argument)
+        except RekindleError as refusal:
+            return refusal
+
+    return lambda connection, arguments: [serve(connection, argument) for argument in arguments]
+
+
+class NotWritten(Exception):
+    """Nothing was written, and nothing will be."""
+
+
+class MaybeWritten(Exception):
+    """The write may be there, now or soon, or not."""
+
+
+class SqliteFile:
+    """The file, open in one event loop."""
+
+    def __init__(self, path: Path, tables: Iterable[str]) -> None:
+        self._path = path
+        self._tables = tuple(tables)
+        self._writer: _Writer | None = None
+        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix=f"reader of {path.name}")
+        self._idle: list[sqlite3.Connection] = []
+
+    async def open(self) -> None:
+        """Create what is missing. Raises `NotWritten` or `MaybeWritten`."""
+        self._writer = _Writer(self._path, asyncio.get_running_loop())
+        await self.write(_prepare, self._tables)
+
+    async def close(self) -> None:
+        """Finish the writes that are queued; safe to call twice, or without `open`."""
+        writer, self._writer = self._writer, None
+        if writer:
+            await writer.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        while self._idle:
+            self._idle.pop().close()
+
+    async def write(self, work: Write[Argument, Result], argument: Argument) -> Result:
+        """Do the work in a transaction, in turn. Raises its refusal, `NotWritten` or `MaybeWritten`."""
+        if self._writer is None:
+            raise NotWritten(f"{self._path} is not open")
+        return await self._writer.write(work, argument)
+
+    async def read(self, work: Read[Result]) -> Result:
+        """Do the work, which must not write, in a thread. Raises sqlite3.Error."""
+        if self._writer is None:
+            raise sqlite3.ProgrammingError(f"{self._path} is not open")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
+
+    def _read(self, work: Read[Result]) -> Result:
+        # list.pop and append are atomic: as many connections as threads, whoever needs one takes one.
+        connection = self._idle.pop() if self._idle else _connect(self._path)
+        try:
+            return work(connection)
+        finally:
+            self._idle.append(connection)
+
+
+@one_by_one
+def _prepare(connection: sqlite3.Connection, tables: tuple[str, ...]) -> None:
+    ((found,),) = connection.execute("PRAGMA user_version").fetchall()
+    if found > FORMAT:
+        raise sqlite3.NotSupportedError(f"the file has format {found}, this build reads up to {FORMAT}")
+    for table in tables:
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+class _Turns:
+    """The queue of all who want to write to one file, in this process or another.
+
+    SQLite alone makes writers poll with growing pauses: of three busy processes one then writes and two wait for
+    seconds (measured). One lock is no queue either: whoever lets go of it is the first to take it again. So there are
+    two: a writer waits for the second while it holds the first, and nobody can pass those who wait for the first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._turn = _open_lock(path, "turn")
+        self._write = _open_lock(path, "write")
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        fcntl.flock(self._write, fcntl.LOCK_EX)
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._write, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._turn)
+        os.close(self._write)
+
+
+def _open_lock(path: Path, name: str) -> int:
+    return os.open(f"{path}-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+class _Target:
+    """The file as its writing thread sees it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._turns = _Turns(path)
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection, None, None]:
+        """A transaction, in turn. Raises `NotWritten` or, if only its commit failed, `MaybeWritten`."""
+        with self._turns:
+            try:
+                connection = self._ready()
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+            except Exception as error:
+                self._drop()
+                raise NotWritten(f"cannot write to {self._path}: {error}") from error
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._drop()
+                raise MaybeWritten(f"a commit to {self._path} failed: {error}") from error
+
+    def _ready(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = _connect(self._path)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._inode = self._path.stat().st_ino
+            _sync_directory(self._path.parent)
+        # SQLite would go on writing to a deleted file, and everything acknowledged since then would be gone.
+        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+            raise FileNotFoundError("it was removed or replaced")
+        return self._connection
+
+    def _drop(self) -> None:
+        """Roll back by closing: after a failure no state of the connection is worth trusting."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        self._drop()
+        self._turns.close()
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class _Job:
+    """One write, and the future of whoever waits for it."""
+
+    __slots__ = ("answer", "argument", "outcome", "work")
+
+    def __init__(self, work: Write[Any, Any], argument: Any, answer: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.argument = argument
+        self.answer = answer
+        self.outcome: Any = None
+
+    def deliver(self) -> None:
+        """Hand over the outcome; in the loop's thread. Whoever asked may have given up meanwhile."""
+        if self.answer.done():
+            return
+        if isinstance(self.outcome, Exception):
+            self.answer.set_exception(self.outcome)
+        else:
+            self.answer.set_result(self.outcome)
+
+
+def _do(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+    """Do the jobs in their order, those of one kind that follow each other at once."""
+    for work, alike in groupby(jobs, key=lambda job: job.work):
+        group = list(alike)
+        outcomes = work(connection, [job.argument for job in group])
+        for job, outcome in zip(group, outcomes, strict=True):
+            job.outcome = outcome
+
+
+class _Writer:
+    """The thread that writes, and the queue in front of it."""
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._loop = loop
+        self._queue: list[_Job] = []
+        self._closing = False
+        self._changed = threading.Condition()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        # A daemon: the process can end even if the thread waits for a turn that never comes.
+        threading.Thread(target=self._run, name=f"writer of {path.name}", daemon=True).start()
+
+    async def write(self, work: Write[Argument, Result], argument: Argument) -> Result:
+        """See `SqliteFile.write`."""
+        job = _Job(work, argument, self._loop.create_future())
+        self._submit(job)
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                return await job.answer  # type: ignore[no-any-return]
+        except TimeoutError:
+            if self._withdraw(job):
+                raise NotWritten(f"{self._path} was not to be had for {WRITE_TIMEOUT_S} s") from None
+            raise MaybeWritten(f"a write to {self._path} took more than {WRITE_TIMEOUT_S} s") from None
+
+    def _submit(self, job: _Job) -> None:
+        with self._changed:
+            if self._closing or len(self._queue) >= WRITES_QUEUED_MAX:
+                why = "closing" if self._closing else f"behind by {WRITES_QUEUED_MAX} writes"
+                raise NotWritten(f"the writer of {self._path} is {why}")
+            self._queue.append(job)
+            self._changed.notify()
+
+    def _withdraw(self, job: _Job) -> bool:
+        """Take the job back, unless the thread has it already."""
+        with self._changed:
+            waiting = job in self._queue
+            if waiting:
+                self._queue.remove(job)
+            return waiting
+
+    async def close(self) -> None:
+        """End, after everything that is queued."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.shield(self._ended)
+
+    # --- in the thread ---
+
+    def _run(self) -> None:
+        target = _Target(self._path)
+        while self._wait():
+            done = self._write_group(target)
+            self._tell(partial(_deliver, done))
+        target.close()
+        self._tell(lambda: self._ended.set_result(None))
+
+    def _write_group(self, target: _Target) -> list[_Job]:
+        jobs: list[_Job] = []
+        try:
+            with target.transaction() as connection:
+                # Only now, when it is our turn: whatever came while we waited shares the commit.
+                jobs = self._take()
+                _do(connection, jobs)
+        except (NotWritten, MaybeWritten) as error:
+            jobs = jobs or self._take()
+            for job in jobs:
+                job.outcome = error
+        return jobs
+
+    def _wait(self) -> bool:
+        """Until there is something to write; False: never again."""
+        with self._changed:
+            while not (self._queue or self._closing):
+                self._changed.wait()
+            return bool(self._queue)
+
+    def _take(self) -> list[_Job]:
+        with self._changed:
+            taken, self._queue = self._queue, []
+            return taken
+
+    def _tell(self, news: Callable[[], object]) -> None:
+        # A loop that is closed has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(news)
+
+
+def _deliver(jobs: list[_Job]) -> None:
+    for job in jobs:
+        job.deliver()

@@ -1,0 +1,99 @@
+"""The controller's hand on the control log: it claims it, and a decision exists once its commit is verified."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rekindle.actors import Assignment, Host, Owner, Replica, Surroundings
+from rekindle.actors.outcomes import MOVED, result_of
+from rekindle.actors.shard import Request
+from rekindle.events import RekindleError, session_name, unpack
+from rekindle.supervisors.control import KEY, Control, control_log
+
+
+class NotLeading(RekindleError):
+    """Another controller holds the claim on the control log."""
+
+
+class Decisions:
+    """The control log, claimed by one controller. `term` is the control term that its orders carry."""
+
+    def __init__(self, app: str, name: str, host: Host) -> None:
+        self.hosted = control_log(app)
+        self.name = name
+        self.host = host
+        self.executing: Request | None = None
+        self._owner: Owner | None = None
+        self._count = 0
+        self._session = b""
+        self._futures: dict[int, asyncio.Future[Any]] = {}
+
+    async def lead(self) -> None:
+        """Claim with the number in force + 1. Raises `NotLeading` if somebody else claims meanwhile."""
+        host = self.host
+        replica = Replica(self.hosted, 0, host.log, host.snapshots, host.say)
+        await replica.load()
+        await replica.read()
+        around = Surroundings(host.log, host.snapshots, host.now_ms, host.spawn, host.offload, self, host.say)
+        assignment = Assignment(0, replica.fold.assignment + 1)
+        owner = Owner(self.hosted.partition(0), self.hosted.kind, assignment, self.name, around)
+        serving = asyncio.get_running_loop().create_future()
+        ended = asyncio.get_running_loop().create_task(owner.run(lambda _: serving.set_result(None)))
+        await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            raise NotLeading(f"{self.name} could not claim the control log: {owner.reason}")
+        self._owner, self._ended = owner, ended
+        self._session = session_name(host.now_ms(), self.name.encode()[-8:])
+
+    @property
+    def term(self) -> int:
+        """The offset of the claim."""
+        assert self._owner is not None, "asked for the control term before leading"
+        return self._owner.shard.term
+
+    @property
+    def control(self) -> Control:
+        """What is decided, and what is being decided; act only on what `decide` has returned for."""
+        assert self._owner is not None, "asked for the control state before leading"
+        entities = self._owner.shard.entities
+        active = entities.active.get(KEY) or entities.activate(KEY)
+        assert isinstance(active.entity, Control), f"the control log holds a {type(active.entity).__name__}"
+        return active.entity
+
+    async def decide(self, command: str, *args: Any) -> Any:
+        """Run a command of `Control`; back when it is in the log. Raises `NotLeading`, `CallError`."""
+        assert self._owner is not None, "a decision before leading"
+        handler = self.hosted.kind.handlers[command]
+        self._count += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._futures[self._count] = future
+        low = min(self._futures)
+        self._owner.submit(Request(self, self._count, self._session, self._count, low, KEY, handler, list(args), {}, False, None))
+        outcome = unpack(await future)
+        if outcome[0] == MOVED:
+            raise NotLeading(f"{self.name} does not lead any more: {self._owner.reason}")
+        return result_of(outcome, self.hosted.kind, handler)
+
+    def reply(self, call: int, payload: bytes) -> None:
+        """The shard's answer (this object is its own commands' `Sink`)."""
+        future = self._futures.pop(call, None)
+        if future is not None and not future.done():
+            future.set_result(payload)
+
+    def began(self, session: bytes, number: int, text: str) -> None:
+        """Nothing of a controller's own is suspect."""
+
+    def ended(self, session: bytes, number: int) -> None:
+        """Nothing of a controller's own is suspect."""
+
+    async def wait_fenced(self) -> str:
+        """Return, with the reason, when this controller does not lead any more."""
+        await self._ended
+        assert self._owner is not None, "fenced before leading"
+        return self._owner.reason or "stopped"
+
+    def resign(self) -> None:
+        """Stop leading."""
+        if self._owner is not None:
+            self._owner.stop("the controller stops")

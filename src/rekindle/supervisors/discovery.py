@@ -1,0 +1,30 @@
+"""Where instances are: the control log holds their addresses, so an application's log is all that a client needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from rekindle.actors import Replica
+from rekindle.events import EventLog, SnapshotStore
+from rekindle.supervisors.control import KEY, Control, control_log
+
+log = logging.getLogger("rekindle")
+
+
+def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Sequence[str]]]:
+    """A function that reads the control log on from where it was, and gives the addresses of the instances in it."""
+    replica = Replica(control_log(app), 0, event_log, store, log.warning)
+    loaded = False
+
+    async def addresses() -> Sequence[str]:
+        nonlocal loaded
+        if not loaded:
+            await replica.load()
+            loaded = True
+        await replica.read()
+        control = replica.entity(KEY)
+        assert control is None or isinstance(control, Control), f"the control log holds a {type(control).__name__}"
+        return [] if control is None else [running.address for running in control.instances.values()]
+
+    return addresses

@@ -1,0 +1,73 @@
+"""Services and supervisors as data: what is to run, how much of it, and who restarts whom (OTP's words)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from rekindle.actors import Entity, Hosted
+from rekindle.events import RekindleError
+
+SHARDS_MAX: Final = 10_000
+HANG_S: Final = 5.0
+"""Default of `Service.hang_s`: a handler that holds its instance's loop for longer has hung it."""
+
+
+class DeclarationError(RekindleError):
+    """The tree cannot be run as declared; the message says what was expected and what was found."""
+
+
+class Strategy(Enum):
+    """What a supervisor restarts when one of its children ends."""
+
+    ONE_FOR_ONE = "one_for_one"
+
+
+ONE_FOR_ONE: Final = Strategy.ONE_FOR_ONE
+
+
+@dataclass(frozen=True)
+class Service:
+    """An entity type that runs: how many shards (for ever), how many instances (now).
+
+    snapshot_every: commits of a shard between two snapshots. hang_s: seconds that one handler may hold an instance.
+    """
+
+    name: str
+    entity: type[Entity]
+    shards: int
+    instances: int
+    snapshot_every: int | None = None
+    hang_s: float = HANG_S
+
+    def __post_init__(self) -> None:
+        if not (self.name and self.name.replace("-", "").replace("_", "").isalnum()):
+            raise DeclarationError(f"a service's name has letters, digits, - and _; got {self.name!r}")
+        if not 1 <= self.shards <= SHARDS_MAX:
+            raise DeclarationError(f"service {self.name!r}: shards must be 1 to {SHARDS_MAX}, got {self.shards}")
+        if self.instances < 1:
+            raise DeclarationError(f"service {self.name!r}: instances must be at least 1, got {self.instances}")
+
+    def hosted(self, app: str) -> Hosted:
+        """The service as its instances and clients need it. Raises `EntityDefinitionError`."""
+        kind = self.entity.describe()
+        return Hosted(app, self.name, kind, self.shards) if self.snapshot_every is None else Hosted(app, self.name, kind, self.shards, self.snapshot_every)
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """A node of the tree."""
+
+    name: str
+    strategy: Strategy = ONE_FOR_ONE
+    children: Sequence[Service | Supervisor] = field(default_factory=tuple)
+
+    def services(self) -> Iterator[Service]:
+        """All services below, in start order."""
+        for child in self.children:
+            if isinstance(child, Service):
+                yield child
+            else:
+                yield from child.services()
