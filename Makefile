@@ -35,7 +35,9 @@ bench: $(READY) ## Measure; ARGS="--help" for what
 	$(BIN)/python -m bench $(ARGS)
 
 lock: $(LOCKED) ## Pin the dependencies of pyproject.toml; ARGS=--upgrade takes newer ones
-	$(COMPILE) --group dev $(ARGS) --output-file requirements.lock
+	@cp requirements.lock $(VENV)/new.lock
+	$(COMPILE) --group dev $(ARGS) --output-file $(VENV)/new.lock
+	@cmp -s $(VENV)/new.lock requirements.lock || cp $(VENV)/new.lock requirements.lock
 	$(COMPILE) --group build --constraint requirements.lock --no-annotate --output-file requirements-runtime.lock
 
 clean: ## Remove what the other verbs made, except event logs (.rekindle)

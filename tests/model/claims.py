@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import heappop, heappush
 from random import Random
 from typing import Final, NamedTuple
 
@@ -31,6 +32,8 @@ TTL: Final = 60
 """Log time for which a shard remembers a session without a commit. A step of the world takes 1."""
 
 STEPS: Final = 500
+DELAY: Final = 4
+LATE: Final = 80
 SKEW_MAX: Final = 2 * TTL
 
 MUTANTS: Final = (
@@ -274,8 +277,8 @@ class Owner:
         """Ride on an append that is sent from now on, and not before anything that was seen."""
         if self.world.mutant == early:
             self.world.answer(op, reply)
-        elif self.world.mutant == "ride in flight" and self.flight and not self.staged:
-            self._wait(self.sequence, op, reply)
+        elif self.world.mutant == "ride in flight" and self.flight:
+            self._wait(self.flight[-1].sequence, op, reply)
         else:
             self._wait(self.sequence + (not self.staged), op, reply)
 
@@ -420,9 +423,10 @@ class World:
         self.random, self.mutant, self.now = Random(seed), mutant, 0
         self.log: list[Record] = []
         self.landed: list[int] = []
-        self.net: list[Callable[[], None]] = []
+        self.net: list[tuple[int, int, Callable[[], None]]] = []
+        self.sent = 0
         self.ops: list[Op] = []
-        skew = self.random.choice([0, SKEW_MAX])
+        skew = self.random.choice([0, 0, SKEW_MAX])
         self.owners = [Owner(self, name, self.random.randint(-skew, skew)) for name in range(3)]
         self.clients = [Client(name, self.random.randint(-skew, skew)) for name in range(3)]
         self.current, self.assignment = self.owners[0], 0
@@ -442,24 +446,30 @@ class World:
             self.move()
         elif choice < 0.05:
             self.doze()
-        elif choice < 0.30:
+        elif choice < 0.40:
             self.ask()
-        elif self.net:
-            self.net.pop(self.random.randrange(len(self.net)))()
+        while self.net and self.net[0][0] <= self.now:
+            heappop(self.net)[2]()
         for owner in self.owners:
             if self.random.random() < 0.5:
                 owner.act()
+
+    def send(self, message: Callable[[], None]) -> None:
+        """Something is on its way; most of it for a moment, some for so long that everything has changed meanwhile."""
+        self.sent += 1
+        delay = self.random.randint(1, DELAY if self.random.random() < 0.9 else LATE)
+        heappush(self.net, (self.now + delay, self.sent, message))
 
     def move(self) -> None:
         """The shard is assigned, perhaps to its owner, perhaps twice with one number."""
         self.assignment += self.random.random() < 0.9
         owner, assignment = self.current, self.assignment = self.random.choice(self.owners), self.assignment
-        self.net.append(lambda: owner.on_assign(assignment))
+        self.send(lambda: owner.on_assign(assignment))
 
     def doze(self) -> None:
         """Clients fall silent, others come back."""
         for client in self.clients:
-            client.awake = self.random.random() < 0.5
+            client.awake = self.random.random() < 0.7
 
     def ask(self) -> None:
         """A client asks something new, or the same again, perhaps somewhere else, perhaps twice; or gives up."""
@@ -486,25 +496,27 @@ class World:
         low = 0 if op.session is None else op.session.low
         target = self.current if self.random.random() < 0.8 else self.random.choice(self.owners)
         copies = 2 if self.random.random() < 0.15 else 1
-        self.net += [lambda: target.on_ask(op, low)] * copies
+        for _ in range(copies):
+            self.send(lambda: target.on_ask(op, low))
 
     def answer(self, op: Op, reply: Reply) -> None:
         """An answer is on its way."""
         client = self.clients[0 if op.session is None else op.session.name.client]
-        self.net.append(lambda: client.hear(op, reply, self.now))
+        self.send(lambda: client.hear(op, reply, self.now))
 
     def append(self, owner: Owner, sent: int, records: tuple[Record, ...]) -> None:
         """A batch is on its way: once, twice or never."""
         copies = self.random.choices([1, 2, 0], [8, 1, 1])[0]
-        self.net += [lambda: self._land(owner, sent, records)] * copies
+        for _ in range(copies):
+            self.send(lambda: self._land(owner, sent, records))
         if copies == 0 or self.random.random() < 0.1:
-            self.net.append(lambda: owner.on_timeout(sent))
+            self.send(lambda: owner.on_timeout(sent))
 
     def _land(self, owner: Owner, sent: int, records: tuple[Record, ...]) -> None:
         self.log += records
         self.landed += [self.now] * len(records)
         end, known = len(self.log), self.random.random() < 0.9
-        self.net.append(lambda: owner.on_ack(sent, end) if known else owner.on_timeout(sent))
+        self.send(lambda: owner.on_ack(sent, end) if known else owner.on_timeout(sent))
 
 
 # --- the judge ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -294,7 +295,8 @@ class _Consumers:
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._connection = connection
-        self._idle: list[Any] = []
+        self._idle: deque[tuple[float, Any]] = deque()
+        """Since when, and which; the one that has been idle longest first."""
         self._lent = 0
 
     @asynccontextmanager
@@ -304,8 +306,7 @@ class _Consumers:
             raise LogUnavailable(f"{READERS_MAX} readers are open already")
         self._lent += 1
         reusable = False
-        # The one that has been idle longest: the broker is done with its last fetch.
-        consumer = self._idle.pop(0) if self._idle else _consumer(self._connection)
+        consumer = self._take()
         try:
             await self._place(consumer, place, offset)
             yield consumer
@@ -316,6 +317,13 @@ class _Consumers:
         finally:
             self._lent -= 1
             await self._take_back(consumer, place, reusable)
+
+    def _take(self) -> Any:
+        # A broker serves one request of a connection after the other: before its last fetch has run out, a consumer
+        # would start later than a new one does.
+        if self._idle and time.monotonic() - self._idle[0][0] > FETCH_WAIT_S:
+            return self._idle.popleft()[1]
+        return _consumer(self._connection)
 
     async def _place(self, consumer: Any, place: TopicPartition, offset: int) -> None:
         try:
@@ -330,14 +338,14 @@ class _Consumers:
         if reusable and len(self._idle) < CONSUMERS_IDLE_MAX:
             consumer.pause(place)
             consumer.seek(place, 0)  # drops what was fetched
-            self._idle.append(consumer)
+            self._idle.append((time.monotonic(), consumer))
         else:
             await _stop(consumer.stop)
 
     async def close(self) -> None:
         """Stop the idle ones; the others are stopped by their readers."""
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*(_stop(consumer.stop) for consumer in idle))
+        idle, self._idle = self._idle, deque()
+        await asyncio.gather(*(_stop(consumer.stop) for _, consumer in idle))
 
 
 def _consumer(connection: Mapping[str, Any]) -> Any:

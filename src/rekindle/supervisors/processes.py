@@ -44,8 +44,8 @@ class ProcessCluster:
         what = json.dumps({"launch": self.launch.dump(), "service": service, "incarnation": incarnation})
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "rekindle.supervisors.processes",
+            "-c",
+            "import sys; from rekindle.supervisors.processes import main; sys.exit(main(sys.argv[1]))",
             what,
             stdout=asyncio.subprocess.PIPE,
             stdin=asyncio.subprocess.DEVNULL,
@@ -114,6 +114,3 @@ def main(what: str) -> int:
     instance.wait()
     return 0 if instance.error is None else 1
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
