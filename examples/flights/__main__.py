@@ -30,7 +30,7 @@ from examples.flights.drive import Tally, drive, summaries
 from rekindle import Client, RekindleError
 from rekindle.events import shard_of
 from rekindle.supervisors import opened
-from rekindle.supervisors.ray_cluster import ControllerHandle, LocalNodes, start_controller
+from rekindle.supervisors.ray_cluster import LocalNodes, start_controller
 from rekindle.up import create_topics, launch_of
 
 MONTH: Final = Path(__file__).parent / "data" / "flights_2013_01.csv.xz"
@@ -66,8 +66,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--log", help="kafka://host:port[?single_broker]; default: an embedded log in a temporary folder")
-    parser.add_argument("--flights", type=Path, default=MONTH, help="another file, such as the whole year (see data/README.md)")
+    parser.add_argument(
+        "--log", help="kafka://host:port[?single_broker=true]; default: an embedded log in a temporary folder"
+    )
+    parser.add_argument(
+        "--flights", type=Path, default=MONTH, help="another file, such as the whole year (see data/README.md)"
+    )
     parser.add_argument("--no-kill", action="store_true", help="let all nodes live")
     return parser.parse_args(argv)
 
@@ -125,12 +129,16 @@ async def _kill(client: Client, tally: Tally, nodes: LocalNodes, kill: Kill) -> 
     kill.node, kill.at_command = next(iter(nodes.workers)), tally.acknowledged
     began = time.monotonic()
     await asyncio.to_thread(nodes.kill, kill.node)
-    console.print(f"[bold red]SIGKILL[/bold red] of node {kill.node} and all its processes, {kill.at_command:,} commands acknowledged so far")
+    console.print(
+        f"[bold red]SIGKILL[/bold red] of node {kill.node} and all its processes, {kill.at_command:,} commands acknowledged so far"
+    )
     keys = _a_key_of_every_shard(app.services[0].shards)
     async with asyncio.timeout(SERVED_MAX_S):
         await asyncio.gather(*(client.get(Aircraft, key, timeout=SERVED_MAX_S).summary() for key in keys))
     kill.served_after_ms = (time.monotonic() - began) * 1000
-    console.print(f"[bold green]served[/bold green] every shard answers again, {kill.served_after_ms:.0f} ms after the kill")
+    console.print(
+        f"[bold green]served[/bold green] every shard answers again, {kill.served_after_ms:.0f} ms after the kill"
+    )
 
 
 def _a_key_of_every_shard(shards: int) -> list[str]:
@@ -174,7 +182,17 @@ def passed(run: Run, stream: Stream, kill: Kill | None) -> bool:
 def show(data: dict[str, Any], reports: list[Report], ok: bool) -> None:
     """The table at the end, and the verdict."""
     table = Table(title="what was asked, what was answered, what is there", title_justify="left", show_header=False)
-    for name in ("commands_sent", "acknowledged", "rejected", "outcome_unknown", "retried", "lost", "doubled", "rows_without_tailnum", "commands_per_second"):
+    for name in (
+        "commands_sent",
+        "acknowledged",
+        "rejected",
+        "outcome_unknown",
+        "retried",
+        "lost",
+        "doubled",
+        "rows_without_tailnum",
+        "commands_per_second",
+    ):
         table.add_row(name.replace("_", " "), f"{data[name]:,}")
     if data["kill"] is not None:
         table.add_row("kill to all shards served again", f"{data['kill']['served_after_ms']:.0f} ms")
@@ -183,7 +201,11 @@ def show(data: dict[str, Any], reports: list[Report], ok: bool) -> None:
         console.print(str(report), highlight=False)
     for problem in data["problems"]:
         console.print(problem, highlight=False)
-    console.print("[bold green]Nothing was lost, nothing counted twice.[/bold green]" if ok else "[bold red]Something differs.[/bold red]")
+    console.print(
+        "[bold green]Nothing was lost, nothing counted twice.[/bold green]"
+        if ok
+        else "[bold red]Something differs.[/bold red]"
+    )
 
 
 def main() -> int:

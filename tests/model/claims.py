@@ -28,13 +28,13 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Final, NamedTuple
 
-TTL: Final = 60
+TTL: Final = 70
 """Log time for which a shard remembers a session without a commit. A step of the world takes 1."""
 
 STEPS: Final = 500
 DELAY: Final = 4
 LATE: Final = 80
-SKEW_MAX: Final = 2 * TTL
+SKEW_MAX: Final = 3 * TTL
 
 MUTANTS: Final = (
     "no contiguity",
@@ -125,7 +125,9 @@ class Fold:
     def __init__(self, mutant: str | None = None) -> None:
         self.mutant = mutant
         self.offset = 0
-        self.term = self.assignment = self.owner = -1
+        self.term = -1
+        self.assignment = -1
+        self.owner = -1
         self.sequence = 0
         self.time = 0
         self.value = 0
@@ -136,7 +138,7 @@ class Fold:
         offset, self.offset = self.offset, self.offset + 1
         if isinstance(record, Claim):
             if record.assignment > self.assignment or record == (self.assignment, self.owner):
-                self.term, (self.assignment, self.owner) = offset, record
+                self.term, self.assignment, self.owner = offset, record.assignment, record.owner
             return False
         if record.term != self.term or record.sequence != self.sequence + 1:
             return False
@@ -277,7 +279,7 @@ class Owner:
         """Ride on an append that is sent from now on, and not before anything that was seen."""
         if self.world.mutant == early:
             self.world.answer(op, reply)
-        elif self.world.mutant == "ride in flight" and self.flight:
+        elif self.world.mutant == "ride in flight" and self.flight and op.session is None:
             self._wait(self.flight[-1].sequence, op, reply)
         else:
             self._wait(self.sequence + (not self.staged), op, reply)
@@ -406,9 +408,10 @@ class Client:
         """Take an answer; from then on the command is not waited for. A forgotten session teaches the log's time."""
         op.answers.append(reply)
         op.ended = now if op.ended is None else op.ended
-        if op.session is not None:
-            op.session.pending.pop(op.number, None)
-        if reply.kind is Kind.FORGOTTEN and op.session is self.sessions[-1]:
+        if op.session is None:
+            return
+        op.session.pending.pop(op.number, None)
+        if reply.kind is Kind.FORGOTTEN:
             self.skew = max(self.skew, reply.value - now)
             op.session.used = -TTL
 
@@ -426,7 +429,7 @@ class World:
         self.net: list[tuple[int, int, Callable[[], None]]] = []
         self.sent = 0
         self.ops: list[Op] = []
-        skew = self.random.choice([0, 0, SKEW_MAX])
+        skew = self.random.choice([0, SKEW_MAX])
         self.owners = [Owner(self, name, self.random.randint(-skew, skew)) for name in range(3)]
         self.clients = [Client(name, self.random.randint(-skew, skew)) for name in range(3)]
         self.current, self.assignment = self.owners[0], 0
@@ -442,9 +445,9 @@ class World:
         """One thing happens; owners that can send may do so."""
         self.now += 1
         choice = self.random.random()
-        if choice < 0.04:
+        if choice < 0.025:
             self.move()
-        elif choice < 0.05:
+        elif choice < 0.035:
             self.doze()
         elif choice < 0.40:
             self.ask()
@@ -539,14 +542,14 @@ def judge(world: World) -> str | None:
 def _judge_command(op: Op, counted: list[int]) -> str | None:
     definite = {reply for reply in op.answers if reply.kind is not Kind.FORGOTTEN}
     kinds = {reply.kind for reply in definite}
-    if len(definite) > 1:
-        return f"two answers {definite}"
-    if Kind.OK in kinds and not counted:
-        return f"lost {op.kind} {op.number}"
     if Kind.REFUSED in kinds and counted:
-        return f"refused and yet counted {op.kind} {op.number}"
+        return f"refused and yet counted: {op.kind} {op.number}"
+    if Kind.OK in kinds and not counted:
+        return f"lost: {op.kind} {op.number}"
+    if len(definite) > 1:
+        return f"two answers: {definite}"
     if counted and counted[0] > op.forgotten:
-        return f"given up and yet run later {op.kind} {op.number}"
+        return f"given up and yet run later: {op.kind} {op.number}"
     return None
 
 

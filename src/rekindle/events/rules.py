@@ -79,7 +79,18 @@ class Fold:
     void, strangers: how many records did not count, for reports.
     """
 
-    __slots__ = ("assignment", "incarnation", "offset", "sequence", "sessions", "strangers", "term", "time", "ttl_ms", "void")
+    __slots__ = (
+        "assignment",
+        "incarnation",
+        "offset",
+        "sequence",
+        "sessions",
+        "strangers",
+        "term",
+        "time",
+        "ttl_ms",
+        "void",
+    )
 
     def __init__(self, ttl_ms: int = SESSION_TTL_MS) -> None:
         self.offset = 0
@@ -132,11 +143,15 @@ class Fold:
         # Popped and put back, so that the dictionary is in the order of `seen`, the oldest first.
         session = self.sessions.pop(commit.session, None)
         if session is None:
-            session = Session(commit.low, commit.time)
             self._forget(commit.time)
-            session.seen = max(commit.time, birth_of(commit.session))
+            birth = birth_of(commit.session)
+            if birth + self.ttl_ms < commit.time:
+                # Its owner still knew it, but something in between made it forgotten: what it had done is not known
+                # any more, so it must not come back (tests/model/claims.py, "forgotten session comes back").
+                return
+            session = Session(commit.low, max(commit.time, birth))
         else:
-            session.seen = commit.time if commit.time > session.seen else session.seen
+            session.seen = max(session.seen, commit.time)
             if commit.low > session.low:
                 session.lift(commit.low)
         if commit.number >= session.low:
@@ -167,7 +182,16 @@ class Fold:
     def dump(self) -> list[Any]:
         """Everything but counters, in native types, for a snapshot."""
         sessions = [[name, s.low, s.seen, list(s.replies.items())] for name, s in self.sessions.items()]
-        return [self.offset, self.term, self.assignment, self.incarnation, self.sequence, self.time, self.ttl_ms, sessions]
+        return [
+            self.offset,
+            self.term,
+            self.assignment,
+            self.incarnation,
+            self.sequence,
+            self.time,
+            self.ttl_ms,
+            sessions,
+        ]
 
     @classmethod
     def load(cls, dumped: list[Any]) -> Fold:

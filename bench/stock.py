@@ -1,0 +1,54 @@
+"""The service of the benches: the stock example, as a user writes it."""
+
+from __future__ import annotations
+
+from rekindle import App, Entity, Event, Rejected, Service, Supervisor, command, query
+
+SHARDS = 8
+
+
+class Received(Event):
+    qty: int
+
+
+class Reserved(Event):
+    order: str
+    qty: int
+
+
+class OutOfStock(Rejected):
+    left: int
+
+
+class Stock(Entity):
+    """As the hand-written loop keeps it: what is on hand, and how many orders hold some of it."""
+
+    on_hand: int = 0
+    held: int = 0
+
+    def apply(self, event: Received | Reserved) -> None:
+        match event:
+            case Received(qty=qty):
+                self.on_hand += qty
+            case Reserved(qty=qty):
+                self.on_hand -= qty
+                self.held += 1
+
+    @command
+    def receive(self, qty: int) -> int:
+        self.emit(Received(qty=qty))
+        return self.on_hand
+
+    @command
+    def reserve(self, order: str, qty: int) -> int:
+        if qty > self.on_hand:
+            raise OutOfStock(left=self.on_hand)
+        self.emit(Reserved(order=order, qty=qty))
+        return self.on_hand
+
+    @query
+    def available(self) -> int:
+        return self.on_hand
+
+
+app = App("bench", tree=Supervisor("bench", children=[Service("stock", Stock, shards=SHARDS, instances=1)]))

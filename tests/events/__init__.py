@@ -1,0 +1,1 @@
+"""The log: its seam, its three implementations, snapshots and their stores."""
