@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from bench import Run, die_with_parent, first_line, spawned
+from bench.baseline import GC_THRESHOLD
 from bench.load import LoadResult, closed_loop
 from bench.stock import SHARDS, Stock, app
 from rekindle.actors import Client, Floor, Hosted, Route, Table, WebsocketWire
@@ -72,6 +73,7 @@ async def run_load(address: str, callers: int, warmup_s: float, window_s: float)
         await asyncio.gather(*(stock.receive(OPENING_STOCK) for stock in stocks))
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         return await closed_loop(
             lambda number: stocks[number % KEYS].reserve(f"order-{number}", 1), callers, warmup_s, window_s
         )

@@ -57,8 +57,11 @@ def _cluster(config: pytest.Config, brokers: Literal[1, 3]) -> Generator[KafkaCl
         try:
             cluster = stack.enter_context(KafkaCluster(brokers))
         except KafkaMissing as missing:
-            _do_without(config, str(missing))
-        yield cluster
+            reason = str(missing)
+        else:
+            yield cluster
+            return
+    _do_without(config, reason)
 
 
 def _do_without(config: pytest.Config, reason: str) -> NoReturn:

@@ -1,6 +1,6 @@
 """The three logs under one handle, and a process that appends to one.
 
-    python -m tests.support.logs sqlite:///log.sqlite orders/0 100 a-      appends 100 batches, one line for each
+python tests/support/logs.py sqlite:///log.sqlite orders/0 100 a-      appends 100 batches, one line for each
 """
 
 import asyncio
@@ -89,6 +89,12 @@ async def read_all(log: EventLog, partition: Partition) -> list[Entry]:
 def values(entries: Sequence[Entry]) -> list[str]:
     """What the entries say."""
     return [(entry.value or b"").decode() for entry in entries]
+
+
+def appending(place: Place, partition: Partition, count: int, name: str) -> list[str]:
+    """The command of a process that runs `append_all`."""
+    assert place.url, "no other process can reach this log"
+    return [sys.executable, __file__, place.url, str(partition), str(count), name]
 
 
 async def append_all(url: str, place: str, count: int, name: str) -> None:

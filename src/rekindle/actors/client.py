@@ -70,7 +70,20 @@ class Session:
 class Call:
     """One call until it is answered. `wire` is what a frame carries of it, the same each time it is sent."""
 
-    __slots__ = ("deadline", "future", "handler", "hosted", "number", "pause", "sent", "session", "shard", "suspect", "wire")
+    __slots__ = (
+        "deadline",
+        "future",
+        "handler",
+        "hosted",
+        "number",
+        "pause",
+        "peer",
+        "sent",
+        "session",
+        "shard",
+        "suspect",
+        "wire",
+    )
 
     def __init__(self, hosted: Hosted, shard: int, handler: HandlerType, session: Session | None, number: int, wire: list[Any], deadline: float) -> None:
         self.hosted = hosted
@@ -81,6 +94,7 @@ class Call:
         self.wire = wire
         self.deadline = deadline
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.peer: Peer | None = None
         self.sent = False
         self.suspect = False
         self.pause = RETRY_FIRST_S
@@ -94,7 +108,6 @@ class Peer:
         self.address = address
         self.queue: list[Call] = []
         self.asking = False
-        self.inflight: dict[int, Call] = {}
         self.wake = asyncio.Event()
         self.open = False
 
@@ -158,28 +171,28 @@ class Peer:
             yield from self._frames(calls[:middle])
             yield from self._frames(calls[middle:])
         else:
-            del self.inflight[calls[0].wire[0]]
             self.client.on_bad(calls[0], problem)
 
     def _pack(self, calls: list[Call]) -> bytes:
-        groups: dict[tuple[int, bytes, bool], list[Any]] = {}
+        groups: dict[tuple[Session | int, bool], list[Any]] = {}
         for call in calls:
             session = call.session
-            name = b"" if session is None else session.name
-            group = groups.get((call.shard, name, call.suspect))
+            which = (call.shard if session is None else session, call.suspect)
+            group = groups.get(which)
             if group is None:
-                group = groups[call.shard, name, call.suspect] = [call.shard, name, 0 if session is None else session.low, call.suspect, []]
+                name, low = (b"", 0) if session is None else (session.name, session.low)
+                group = groups[which] = [call.shard, name, low, call.suspect, []]
             group[4].append(call.wire)
         return frame(CALL, list(groups.values()))
 
     async def _receive(self, connection: Connection) -> None:
-        answered, inflight = self.client.on_answer, self.inflight
+        answered, calls = self.client.on_answer, self.client.calls
         while True:
             fields = parse(await connection.receive())
             if fields[0] == ANSWER:
                 for number, payload in fields[1]:
-                    call = inflight.pop(number, None)
-                    if call is not None:
+                    call = calls.get(number)
+                    if call is not None and call.peer is self:  # else it was answered, or has been sent elsewhere since
                         answered(call, payload)
             elif fields[0] == TABLE:
                 self.client.on_table(Table.load(fields[1], fields[2]))
@@ -188,9 +201,10 @@ class Peer:
 
     def put(self, call: Call) -> None:
         """Send the call with this turn's frame."""
+        call.peer = self
         self.queue.append(call)
-        self.inflight[call.wire[0]] = call
-        self.wake.set()
+        if len(self.queue) == 1:
+            self.wake.set()
 
 
 class Client:
@@ -359,7 +373,8 @@ class Client:
         """What was in flight is sent again, to whoever owns its shard then, as suspect: one of these may have killed it."""
         if self.peers.get(peer.address) is peer:
             del self.peers[peer.address]
-        for call in peer.inflight.values():
+        for call in [call for call in self.calls.values() if call.peer is peer]:
+            call.peer = None
             if not call.future.done():
                 call.suspect = call.suspect or call.sent
                 self._again(call)
@@ -375,7 +390,11 @@ class Client:
             self._again(call)
         else:
             self._forget(call)
-            if not call.future.done():
+            if call.future.done():
+                return
+            if code == outcomes.OK and call.handler.returns is None:
+                call.future.set_result(outcome[1])
+            else:
                 self._resolve(call, outcome)
 
     def on_bad(self, call: Call, problem: str) -> None:

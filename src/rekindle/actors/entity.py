@@ -126,7 +126,7 @@ class Entity:
         """Record a fact and apply it at once. Only inside a command."""
         if self._emitted is None:
             raise TypeError(f"{type(self).__name__}.emit was called outside a command: queries and `apply` emit nothing")
-        if event not in self._type.events:
+        if type(event) not in self._type.events.classes:
             raise TypeError(f"{type(self).__name__}.apply does not declare {type(event).__name__}; it declares {self._type.events.names}")
         self._emitted.append(pack_event(event))
         self._gone = False

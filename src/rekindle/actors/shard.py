@@ -277,18 +277,19 @@ class Shard:
     def _commit(self, request: Request, active: Active, emitted: list[bytes], outcome: bytes) -> None:
         entity = active.entity
         version = 0 if emitted and entity._gone else active.version + len(emitted)  # pyright: ignore[reportPrivateUsage]
-        sequence, time = self.sequence + 1, self.time
-        commit = Commit(COMMAND, self.term, sequence, time, request.session, request.number, request.low, request.key, version, outcome, None, [])
-        value = with_events(pack((MARK, VERSION, *commit[:-1])), emitted)
+        _, call, session, number, low, key, *_ = request
+        sequence = self.sequence + 1
+        fields = (COMMAND, self.term, sequence, self.time, session, number, low, key, version, outcome, None)
+        value = with_events(pack((MARK, VERSION, *fields)), emitted)
         if len(value) > self.record_bytes_max:
             self._refuse_large(request, active, emitted, len(value))
             return
-        self.sequence = sequence
-        self.outcomes[request.session, request.number] = outcome
-        self.staged.append(Staged(commit, (request.key.encode(), value), request.sink, request.call))
-        active.last = sequence
+        self.sequence = active.last = sequence
+        self.outcomes[session, number] = outcome
+        commit = _new(Commit, (*fields, []))
+        self.staged.append(_new(Staged, (commit, (key.encode(), value), request.sink, call)))
         if emitted:
-            self.entities.executed(request.key, active, value, version)
+            self.entities.executed(key, active, value, version)
         self.edge.wake()
 
     def _refuse_large(self, request: Request, active: Active, emitted: list[bytes], size: int) -> None:
@@ -533,6 +534,9 @@ class Shard:
         self.entities = Entities(self.kind)
         self.edge.wake()
 
+
+_new: Final = tuple.__new__
+"""Named tuples without the detour through their Python constructors: one each for every command."""
 
 _RECORD_OVERHEAD: Final = 64
 """Room for a record's key and Kafka's own fields when a batch is cut."""

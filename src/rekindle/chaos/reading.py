@@ -71,7 +71,7 @@ def _take_apart(value: bytes | None) -> tuple[list[Any], list[Any]] | None:
     try:
         head, events = msgpack.unpackb(value, strict_map_key=False)
         return (head, events) if head[0] == "rk" else None
-    except Exception:
+    except (ValueError, TypeError, LookupError):  # whatever else lies there
         return None
 
 

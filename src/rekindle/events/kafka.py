@@ -233,6 +233,8 @@ def _filled(batch: Any, partition: Partition, records: Sequence[Keyed]) -> Any:
 
 
 async def _stop(stop: Callable[[], Awaitable[None]]) -> None:
+    # aiokafka's `stop` fails half way, and leaks its connections, if a task of its own has not taken its first step.
+    await asyncio.sleep(0)
     with contextlib.suppress(*_FAILURES):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await stop()

@@ -74,6 +74,9 @@ Record = Claim | Commit | Stranger
 
 _CLAIM_FIELDS: Final = 6
 _COMMIT_FIELDS: Final = 13
+_as_commit: Final = tuple.__new__
+"""`Commit(*fields)` without the detour through its Python constructor: this is the hottest line of a replay."""
+
 _NO_EVENTS: Final = b"\x90"
 _PAIR: Final = b"\x92"
 
@@ -122,11 +125,12 @@ def decode(value: bytes | None) -> Record:
     if not ours:
         return Stranger(len(value or b""))
     try:
-        _, version, kind, *fields = head
+        version, kind = head[1], head[2]
         if version == VERSION and COMMAND <= kind <= SNAPSHOTTED and len(head) == _COMMIT_FIELDS:
-            return Commit(kind, *fields, events)
+            head.append(events)
+            return _as_commit(Commit, head[2:])
         return _decode_rest(version, kind, head)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise LogDamaged(f"a record of ours has the head {head!r}: {error}") from error
 
 

@@ -17,6 +17,7 @@ one that it has forgotten from one that it has never seen: the log is not yet ol
 from __future__ import annotations
 
 from enum import Enum
+from itertools import islice
 from typing import Any, Final
 
 from rekindle.events.errors import LogDamaged
@@ -63,7 +64,9 @@ class Session:
 
     def lift(self, low: int) -> None:
         """Drop what nobody waits for any more."""
-        if low - self.low > len(self.replies):
+        if low == self.low + 1:
+            self.replies.pop(self.low, None)
+        elif low - self.low > len(self.replies):
             self.replies = {number: reply for number, reply in self.replies.items() if number >= low}
         else:
             for number in range(self.low, low):
@@ -110,7 +113,7 @@ class Fold:
         self.offset = offset + 1
         if type(record) is Commit:
             if record.term == self.term and record.sequence == self.sequence + 1:
-                self.sequence += 1
+                self.sequence = record.sequence
                 self.time = record.time
                 if record.number:
                     self._remember(record)
@@ -140,8 +143,7 @@ class Fold:
             self.void += 1
 
     def _remember(self, commit: Commit) -> None:
-        # Popped and put back, so that the dictionary is in the order of `seen`, the oldest first.
-        session = self.sessions.pop(commit.session, None)
+        session = self.sessions.get(commit.session)
         if session is None:
             self._forget(commit.time)
             birth = birth_of(commit.session)
@@ -149,22 +151,22 @@ class Fold:
                 # Its owner still knew it, but something in between made it forgotten: what it had done is not known
                 # any more, so it must not come back (tests/model/claims.py, "forgotten session comes back").
                 return
-            session = Session(commit.low, max(commit.time, birth))
+            session = self.sessions[commit.session] = Session(commit.low, max(commit.time, birth))
         else:
-            session.seen = max(session.seen, commit.time)
+            if commit.time > session.seen:
+                session.seen = commit.time
             if commit.low > session.low:
                 session.lift(commit.low)
         if commit.number >= session.low:
             session.replies[commit.number] = commit.reply
-        self.sessions[commit.session] = session
 
     def _forget(self, now: int) -> None:
-        """Drop sessions without a commit for the TTL; looked at whenever a new session comes, so memory stays bounded."""
-        while self.sessions:
-            oldest = next(iter(self.sessions))
-            if self.sessions[oldest].seen + self.ttl_ms >= now:
-                return
-            del self.sessions[oldest]
+        """Drop sessions without a commit for the TTL. Each new session has the two that were looked at longest ago looked
+        at, so the expired ones never outnumber the others for long, and a commit of a known session costs nothing."""
+        for name in list(islice(self.sessions, 2)):
+            session = self.sessions.pop(name)
+            if session.seen + self.ttl_ms >= now:
+                self.sessions[name] = session
 
     def judge(self, session: bytes, number: int) -> Verdict | bytes:
         """What to do with a command: its stored outcome if there is one, else a verdict."""

@@ -81,8 +81,7 @@ class EventTypes:
             if known is not cls:
                 raise SchemaError(f"two events of one entity are called {cls.event_name!r}: {known.__qualname__} and {cls.__qualname__}")
 
-    def __contains__(self, event: Event) -> bool:
-        return self._by_name.get(event.event_name) is type(event)
+        self.classes = frozenset(self._by_name.values())
 
     @property
     def names(self) -> list[str]:

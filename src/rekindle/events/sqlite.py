@@ -183,7 +183,7 @@ class _Target:
                 self._drop()
                 raise NotWritten(f"cannot write to {self._path}: {error}") from error
             try:
-                connection.execute("COMMIT")
+                _commit(connection)
             except sqlite3.Error as error:
                 self._drop()
                 raise MaybeWritten(f"a commit to {self._path} failed: {error}") from error
@@ -208,6 +208,10 @@ class _Target:
     def close(self) -> None:
         self._drop()
         self._turns.close()
+
+
+def _commit(connection: sqlite3.Connection) -> None:
+    connection.execute("COMMIT")
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -178,6 +179,7 @@ class InstanceThread:
             self.addresses = await instance.start(self.launch.bind, self.launch.advertise)
             watch = threading.Thread(target=_watch_memory, args=(self, instance), name="rekindle-memory", daemon=True)
             watch.start()
+            _spare_the_collector()
             self._ready.set()
             await instance.stopped.wait()
             async with asyncio.timeout(STOP_MAX_S):
@@ -186,6 +188,17 @@ class InstanceThread:
     def limit(self) -> int:
         """Resident bytes at which it ends itself."""
         return self.launch.memory_bytes_max or memory_limit()
+
+
+GC_ALLOCATIONS: Final = 50_000
+"""Between two runs of the garbage collector; commands in flight are many small objects that reference counts free."""
+
+
+def _spare_the_collector() -> None:
+    """What was imported stays: do not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS)
 
 
 MEMORY_LOOK_S: Final = 0.1

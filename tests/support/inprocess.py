@@ -1,0 +1,346 @@
+"""One instance and one client in one event loop, over the real wire, with a controller that the test plays.
+
+    async with running(hosted, log) as stage:               # an instance that owns every shard, and a client
+        await stage.client.get(Stock, "a").receive(5)
+        caller = await stage.caller()                       # frames by hand
+        lost = await stage.controller.wait_lost(0)          # what the instance told its controller
+
+Whoever enters `running` again on the same log takes the shards over: every assignment has a higher number than all
+before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple
+
+from rekindle.actors import (
+    Client,
+    Closed,
+    Connection,
+    Entity,
+    Floor,
+    Host,
+    Hosted,
+    Instance,
+    Route,
+    Table,
+    WebsocketWire,
+)
+from rekindle.actors.frames import (
+    ANSWER,
+    ASSIGN,
+    CALL,
+    CLIENT,
+    CONTROLLER,
+    HELLO,
+    LOST,
+    PROTOCOL,
+    RELEASE,
+    SERVING,
+    TABLE,
+    frame,
+    parse,
+)
+from rekindle.actors.outcomes import result_of
+from rekindle.events import EventLog, Keyed, Partition, SnapshotStore, Topic, session_name, shard_of, unpack
+from rekindle.events.embedded import EmbeddedLog
+from rekindle.events.simulated import SimulatedLog
+from tests.support.watch import Watch
+
+BIND: Final = "127.0.0.1:0"
+WAIT_S: Final = 30.0
+"""How long a test waits for what must come."""
+
+LOOK_S: Final = 0.005
+START_MS: Final = 1_700_000_000_000
+"""What a `Clock` shows first."""
+
+_numbers: Final = itertools.count(1)
+
+
+class Clock:
+    """A wall clock that stands still until a test moves it."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self.now_ms = now_ms
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+async def until(what: str, holds: Callable[[], object]) -> None:
+    """Wait for something that tells nobody when it comes true."""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not holds():  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise AssertionError(f"expected within {WAIT_S} s that {what}") from None
+
+
+def hosted_of(entity: type[Entity], shards: int = 2, *, snapshot_every: int | None = None) -> Hosted:
+    """A service of this entity, in an application of its own name."""
+    name = entity.__name__.lower()
+    kind = entity.describe()
+    return Hosted("app", name, kind, shards) if snapshot_every is None else Hosted("app", name, kind, shards, snapshot_every)
+
+
+def key_in(shard: int, shards: int = 2, prefix: str = "key") -> str:
+    """A key that is in this shard."""
+    return next(key for n in itertools.count() if shard_of(key := f"{prefix}-{n}", shards) == shard)
+
+
+class GatedLog(SimulatedLog):
+    """A simulated log without faults whose appends a test can hold, or have refused."""
+
+    def __init__(self) -> None:
+        super().__init__(Random(0))
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.held = 0
+        self.refusals: list[Exception] = []
+
+    async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
+        """See `EventLog`."""
+        self.held += 1
+        await self.gate.wait()
+        self.held -= 1
+        if self.refusals:
+            raise self.refusals.pop()
+        return await super().append(partition, records)
+
+
+@asynccontextmanager
+async def embedded(folder: Path) -> AsyncGenerator[EmbeddedLog]:
+    """The embedded log in this folder, open."""
+    log = EmbeddedLog(folder / "log.sqlite")
+    await log.open()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+class Lost(NamedTuple):
+    """A LOST frame."""
+
+    shard: int
+    number: int
+    reason: str
+    error: str | None
+    position: Floor
+    seen: int
+
+
+class Controller:
+    """The controller's end of a connection to an instance: gives orders, keeps what it hears."""
+
+    def __init__(self, connection: Connection, hosted: Hosted, address: str) -> None:
+        self.hosted = hosted
+        self.address = address
+        self.numbers: dict[int, int] = {}
+        self.serving: dict[int, int] = {}
+        self.lost: list[Lost] = []
+        self._connection = connection
+        self._heard = Watch()
+        self._tables = itertools.count()
+
+    async def listen(self) -> None:
+        """Hear the instance until it is gone."""
+        try:
+            while True:
+                self._hear(parse(await self._connection.receive()))
+                self._heard.changed()
+        except Closed:
+            return
+
+    def _hear(self, fields: list[Any]) -> None:
+        match fields:
+            case [kind, shard, number, _] if kind == SERVING:
+                self.serving[shard] = number
+            case [kind, *rest] if kind == LOST:
+                lost = Lost(*rest)
+                self.lost.append(lost._replace(position=Floor(*lost.position)))
+            case _:
+                pass
+
+    async def assign(
+        self, shard: int, *, floor: Floor = Floor(), suspect: bool = False, poison: Sequence[tuple[bytes, int]] = ()
+    ) -> int:
+        """Give the shard to the instance, under a number that is higher than any before it."""
+        number = self.numbers[shard] = next(_numbers)
+        await self._connection.send(frame(ASSIGN, 1, [[shard, number, floor, suspect, poison]]))
+        return number
+
+    async def release(self, shard: int) -> None:
+        """Take the shard away."""
+        await self._connection.send(frame(RELEASE, 1, [[shard, self.numbers[shard]]]))
+
+    async def publish(self) -> None:
+        """Tell the instance, and through it the clients, that it owns what it was assigned."""
+        shards = range(self.hosted.shards)
+        routes = [Route(self.address, self.numbers[shard]) if shard in self.numbers else None for shard in shards]
+        table = Table((1, next(self._tables)), {self.hosted.name: routes})
+        await self._connection.send(frame(TABLE, *table.dump()))
+
+    async def wait_serving(self, shard: int) -> None:
+        """Until the instance serves the shard under its newest number."""
+
+        def holds() -> bool:
+            return self.serving.get(shard) == self.numbers[shard]
+
+        await self._heard.until(f"shard {shard} is served (lost so far: {self.lost})", holds, WAIT_S)
+
+    async def wait_lost(self, shard: int) -> Lost:
+        """How the shard's newest ownership ended."""
+
+        def found() -> list[Lost]:
+            return [lost for lost in self.lost if (lost.shard, lost.number) == (shard, self.numbers[shard])]
+
+        await self._heard.until(f"shard {shard} is lost", lambda: bool(found()), WAIT_S)
+        return found()[0]
+
+
+@dataclass
+class Caller:
+    """A client by hand: sends whatever frames a test makes, and keeps the answers by the number of their call."""
+
+    connection: Connection
+    hosted: Hosted
+    session: bytes
+    answers: dict[int, list[Any]] = field(default_factory=dict)
+    goodbye: str | None = None
+    gone: str | None = None
+
+    async def greet(self, *fields: Any) -> list[Any]:
+        """Send this as the first frame; the frame that comes back."""
+        await self.connection.send(frame(*fields))
+        return parse(await self.connection.receive())
+
+    async def listen(self) -> None:
+        """Keep what comes, until the connection is gone."""
+        try:
+            while True:
+                fields = parse(await self.connection.receive())
+                if fields[0] == ANSWER:
+                    self.answers.update((call, unpack(payload)) for call, payload in fields[1])
+                elif fields[0] != TABLE:
+                    self.goodbye = fields[1]
+        except Closed as closed:
+            self.gone = str(closed)
+
+    async def send(self, call: int, number: int, key: str, handler: str, *args: Any, **options: Any) -> None:
+        """Send a call. Options: shard, session, low, suspect, kwargs, staleness, which have the usual values if not given."""
+        shard = options.get("shard", shard_of(key, self.hosted.shards))
+        named = [call, number, key, handler, args, options.get("kwargs", {}), options.get("staleness")]
+        session, low = options.get("session", self.session), options.get("low", min(number, 1))
+        await self.connection.send(frame(CALL, [[shard, session, low, options.get("suspect", False), [named]]]))
+
+    async def answer(self, call: int) -> list[Any]:
+        """The outcome of a call that was sent."""
+        await until(f"call {call} is answered", lambda: call in self.answers or self.gone is not None)
+        assert call in self.answers, f"no answer to call {call}, the connection is gone: {self.goodbye or self.gone}"
+        return self.answers.pop(call)
+
+    async def ask(self, call: int, number: int, key: str, handler: str, *args: Any, **options: Any) -> Any:
+        """Send a call; its value, or its error raised."""
+        await self.send(call, number, key, handler, *args, **options)
+        return result_of(await self.answer(call), self.hosted.kind, self.hosted.kind.handlers[handler])
+
+    async def wait_gone(self) -> str:
+        """The reason that the instance gave before it closed the connection."""
+        await until("the connection is closed", lambda: self.gone is not None)
+        return self.goodbye or f"no reason was given ({self.gone})"
+
+
+@dataclass
+class Stage:
+    """What plays: one instance, its controller, one client."""
+
+    hosted: Hosted
+    log: EventLog
+    host: Host
+    instance: Instance
+    address: str
+    controller: Controller
+    client: Client
+    said: list[str]
+    tasks: list[asyncio.Task[None]]
+
+    def heard(self, text: str) -> bool:
+        """Whether a line with this text was said to the operator."""
+        return any(text in line for line in self.said)
+
+    async def connect(self) -> Caller:
+        """A connection that has not greeted yet."""
+        name = session_name(self.host.now_ms(), next(_numbers).to_bytes(8, "big"))
+        return Caller(await self.host.wire.connect(self.address), self.hosted, name)
+
+    async def caller(self) -> Caller:
+        """A client by hand, welcome and listening."""
+        caller = await self.connect()
+        await caller.greet(HELLO, PROTOCOL, self.host.token, CLIENT)
+        self.tasks.append(asyncio.create_task(caller.listen()))
+        return caller
+
+    async def take(self, *shards: int, **assignment: Any) -> None:
+        """Have the shards served by the instance, under a new number."""
+        for shard in shards:
+            await self.controller.assign(shard, **assignment)
+        await self.controller.publish()
+        for shard in shards:
+            await self.controller.wait_serving(shard)
+
+    def partition(self, shard: int = 0) -> Partition:
+        """Where the shard's log is."""
+        return self.hosted.partition(shard)
+
+
+@asynccontextmanager
+async def running(
+    hosted: Hosted,
+    log: EventLog,
+    store: SnapshotStore | None = None,
+    *,
+    shards: Sequence[int] | None = None,
+    clock: Callable[[], int] | None = None,
+    token: str | None = None,
+) -> AsyncGenerator[Stage]:
+    """An instance that serves `shards` (default: all), and a client of it. The topic is made if it is not there."""
+    await log.create(Topic(hosted.partition(0).topic, hosted.shards))
+    said: list[str] = []
+    wire = WebsocketWire()
+    now_ms = clock or Clock()
+    host = Host(log, store, wire, now_ms, asyncio.to_thread, said.append, token=token)
+    instance = Instance(hosted, f"instance-{next(_numbers)}", host)
+    address, _ = await instance.start(BIND)
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        connection = await wire.connect(address)
+        await connection.send(frame(HELLO, PROTOCOL, token, CONTROLLER))
+        await connection.receive()
+        controller = Controller(connection, hosted, address)
+        tasks.append(asyncio.create_task(controller.listen()))
+        async with _client(hosted, wire, address, now_ms, token) as client:
+            stage = Stage(hosted, log, host, instance, address, controller, client, said, tasks)
+            await stage.take(*(range(hosted.shards) if shards is None else shards))
+            yield stage
+    finally:
+        await instance.stop()
+        await asyncio.gather(*tasks)
+    bugs = [line for line in said if line.startswith("bug:")]
+    assert not bugs, f"expected no task of the instance to die, got {bugs}"
+
+
+def _client(hosted: Hosted, wire: WebsocketWire, address: str, now_ms: Callable[[], int], token: str | None) -> Client:
+    async def seeds() -> list[str]:
+        return [address]
+
+    return Client(hosted.app, [hosted], wire, seeds, now_ms, token)
