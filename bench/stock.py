@@ -51,4 +51,13 @@ class Stock(Entity):
         return self.on_hand
 
 
-app = App("bench", tree=Supervisor("bench", children=[Service("stock", Stock, shards=SHARDS, instances=1)]))
+def _app(name: str, shards: int, instances: int) -> App:
+    return App(name, tree=Supervisor("bench", children=[Service("stock", Stock, shards=shards, instances=instances)]))
+
+
+app = _app("bench", SHARDS, 1)
+fsync_app = _app("bench-fsync", SHARDS, 1)
+"""The same on topics of its own, which the broker syncs to disk for every batch."""
+one_shard_app = _app("bench-one", 1, 1)
+takeover_app = _app("bench-takeover", 64, 2)
+"""32 shards on each of two instances."""

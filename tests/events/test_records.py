@@ -21,6 +21,7 @@ from tests.support import REPOSITORY
 GOLDEN = REPOSITORY / "tests" / "golden" / "records.txt"
 SESSION = bytes.fromhex("0192f0c1d2e3") + b"session!"
 
+BARE = Commit(BARRIER, 7, 4, 1_730_000_000_004, b"", 0, 0, "", 0, b"", None, [])
 RECORDS: dict[str, Claim | Commit] = {
     "claim": Claim(7, "stock-12.1-c0ffee", 1_730_000_000_000),
     "command": Commit(
@@ -54,7 +55,7 @@ RECORDS: dict[str, Claim | Commit] = {
         None,
         [["rekindle.Deleted", 1, {}]],
     ),
-    "barrier": Commit(BARRIER, 7, 4, 1_730_000_000_004, b"", 0, 0, "", 0, b"", None, []),
+    "barrier": BARE,
     "snapshotted": Commit(
         SNAPSHOTTED, 7, 5, 1_730_000_000_005, b"", 0, 0, "shop.stock/0003/00000000000000000005-a", 0, b"", None, []
     ),
@@ -120,8 +121,7 @@ def test_what_is_written_is_read(record: Claim | Commit) -> None:
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 65_535, 65_536])
 def test_any_number_of_events_that_were_packed_one_by_one(count: int) -> None:
     """The array's header has three sizes; each is what msgpack itself would write."""
-    record = RECORDS["barrier"]._replace(events=[["E", 1, {}]] * count)
-    assert isinstance(record, Commit)
+    record = BARE._replace(events=[["E", 1, {}]] * count)
     value = with_events(encode_head(record), [pack(event) for event in record.events])
     assert value == msgpack.packb([[MARK, VERSION, *record[:-1]], record.events])
     assert decode(value) == record
@@ -176,10 +176,11 @@ def test_a_newer_kind_stops_the_reader() -> None:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("change", [lambda head: head[:-1], lambda head: [*head, 1]], ids=["less", "more"])  # type: ignore[no-any-return]
-def test_another_number_of_fields_is_damage(name: str, change: Any) -> None:
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_number_of_fields_is_damage(name: str, change: int) -> None:
+    head = [*head_of(name), None]
     with pytest.raises(LogDamaged, match="fields in its head"):
-        decode(pack([change(head_of(name)), []]))
+        decode(pack([head[: len(head) - 1 + change], []]))
 
 
 @pytest.mark.parametrize("head", [[MARK], [MARK, 1], [MARK, "1", 2], [MARK, 1, None], [MARK, 1, 0], [MARK, 0, 2]])

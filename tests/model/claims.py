@@ -21,12 +21,12 @@ linearizable (for a counter: whatever was answered before an operation began is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
 from random import Random
-from typing import Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 TTL: Final = 70
 """Log time for which a shard remembers a session without a commit. A step of the world takes 1."""
@@ -370,6 +370,7 @@ class Op:
     """One operation and what its client heard. forgotten: when an owner first said that it will never be run."""
 
     kind: str
+    key: str
     began: int
     session: Session | None = None
     number: int = 0
@@ -390,11 +391,11 @@ class Client:
         """Everything that it still waits for."""
         return [op for session in self.sessions for op in session.pending.values()]
 
-    def command(self, kind: str, now: int) -> Op:
+    def command(self, kind: str, key: str, now: int) -> Op:
         """A new command."""
         session = self._session(now)
         session.used = now
-        op = Op(kind, now, session, session.next)
+        op = Op(kind, key, now, session, session.next)
         session.pending[op.number] = op
         session.next += 1
         return op
@@ -419,21 +420,52 @@ class Client:
 # --- the world ---------------------------------------------------------------------------------------------------
 
 
+class Player(Protocol):
+    """An owner as the world deals with it."""
+
+    def on_assign(self, assignment: int) -> None:
+        """The shard is to be its own from now on."""
+        ...
+
+    def on_ask(self, op: Op, low: int) -> None:
+        """A frame has come."""
+        ...
+
+    def on_ack(self, sent: int, end: int) -> None:
+        """An append is in the log; its last record is the one before `end`."""
+        ...
+
+    def on_timeout(self, sent: int) -> None:
+        """Nobody knows what became of an append."""
+        ...
+
+    def act(self) -> None:
+        """It may send something."""
+        ...
+
+
 class World:
-    """One run: everything that happens is drawn from one seed."""
+    """One run: everything that happens is drawn from one seed. `player` makes the owners."""
+
+    COMMANDS: ClassVar[tuple[str, ...]] = ("inc", "take")
+    KEYS: ClassVar[tuple[str, ...]] = ("the counter",)
 
     def __init__(self, seed: int, mutant: str | None = None) -> None:
         self.random, self.mutant, self.now = Random(seed), mutant, 0
-        self.log: list[Record] = []
+        self.log: list[Any] = []
         self.landed: list[int] = []
         self.net: list[tuple[int, int, Callable[[], None]]] = []
         self.sent = 0
         self.ops: list[Op] = []
         skew = self.random.choice([0, SKEW_MAX])
-        self.owners = [Owner(self, name, self.random.randint(-skew, skew)) for name in range(3)]
+        self.owners = [self.player(name, self.random.randint(-skew, skew)) for name in range(3)]
         self.clients = [Client(name, self.random.randint(-skew, skew)) for name in range(3)]
         self.current, self.assignment = self.owners[0], 0
         self.move()
+
+    def player(self, name: int, skew: int) -> Player:
+        """One of the owners."""
+        return Owner(self, name, skew)
 
     def run(self, steps: int = STEPS) -> World:
         """Let it happen."""
@@ -490,8 +522,11 @@ class World:
         self._send(op)
 
     def _new_op(self, client: Client) -> Op:
-        kind = self.random.choices(["inc", "take", "read"], [4, 4, 2])[0]
-        op = Op(kind, self.now) if kind == "read" else client.command(kind, self.now)
+        key = self.random.choice(self.KEYS)
+        if self.random.random() < 0.2:
+            op = Op("read", key, self.now)
+        else:
+            op = client.command(self.random.choice(self.COMMANDS), key, self.now)
         self.ops.append(op)
         return op
 
@@ -507,7 +542,7 @@ class World:
         client = self.clients[0 if op.session is None else op.session.name.client]
         self.send(lambda: client.hear(op, reply, self.now))
 
-    def append(self, owner: Owner, sent: int, records: tuple[Record, ...]) -> None:
+    def append(self, owner: Player, sent: int, records: Sequence[Any]) -> None:
         """A batch is on its way: once, twice or never."""
         copies = self.random.choices([1, 2, 0], [8, 1, 1])[0]
         for _ in range(copies):
@@ -515,7 +550,7 @@ class World:
         if copies == 0 or self.random.random() < 0.1:
             self.send(lambda: owner.on_timeout(sent))
 
-    def _land(self, owner: Owner, sent: int, records: tuple[Record, ...]) -> None:
+    def _land(self, owner: Player, sent: int, records: Sequence[Any]) -> None:
         self.log += records
         self.landed += [self.now] * len(records)
         end, known = len(self.log), self.random.random() < 0.9
@@ -525,18 +560,28 @@ class World:
 # --- the judge ---------------------------------------------------------------------------------------------------
 
 
+Counted = dict[tuple[Name, int], list[int]]
+"""When each command landed in the log with an effect."""
+
+
 def judge(world: World) -> str | None:
     """What is wrong with the run, if anything."""
-    fold, counted = Fold(), dict[tuple[Name, int], list[int]]()
+    fold, counted = Fold(), Counted()
     for offset, record in enumerate(world.log):
         if fold.feed(record) and isinstance(record, Commit) and record.session and record.reply.kind is Kind.OK:
             counted.setdefault((record.session, record.number), []).append(world.landed[offset])
+    return verdict(world.ops, counted)
+
+
+def verdict(ops: list[Op], counted: Counted) -> str | None:
+    """What is wrong with what clients were told, given what counts."""
     for key, times in counted.items():
         if len(times) > 1:
             return f"doubled {key}"
-    commands = ((op, counted.get((op.session.name, op.number), [])) for op in world.ops if op.session)
-    wrong = (_judge_command(op, times) for op, times in commands)
-    return next((verdict for verdict in wrong if verdict), None) or _judge_order(world.ops)
+    commands = ((op, counted.get((op.session.name, op.number), [])) for op in ops if op.session)
+    faults = [_judge_command(op, times) for op, times in commands]
+    faults += [_judge_order([op for op in ops if op.key == key]) for key in sorted({op.key for op in ops})]
+    return next((fault for fault in faults if fault), None)
 
 
 def _judge_command(op: Op, counted: list[int]) -> str | None:

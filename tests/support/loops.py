@@ -14,6 +14,8 @@ T = TypeVar("T")
 DEADLINE_S: Final = 60.0
 """No test waits longer for anything."""
 
+_POLL_S: Final = 0.005
+
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on a new real loop."""
@@ -35,7 +37,7 @@ async def eventually(condition: Callable[[], object]) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(DEADLINE_S):
         while not condition():  # noqa: ASYNC110  (nobody tells us: we have to ask)
-            await asyncio.sleep(0)
+            await asyncio.sleep(_POLL_S)
 
 
 class _JumpingSelector(selectors.SelectSelector):

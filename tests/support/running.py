@@ -166,18 +166,18 @@ class _Lane:
             await (self._ledger() if self.random.choice(self.services) == "ledger" else self._stock())
 
     async def _ledger(self) -> None:
-        key = self.random.choice(KEYS["ledger"])
-        ledger, op = self.client.get(Ledger, key, timeout=CALL_MAX_S), next(self.names)
+        key, op = self.random.choice(KEYS["ledger"]), next(self.names)
         if self.random.random() < QUERIES:
-            await self.history.ask(f"ledger/{key}", ledger.count())
+            await ask(self.client, self.history, "ledger", key)
         else:
-            await self.history.tell(f"ledger/{key}", f"append {op}", 1, ledger.append(op))
+            append = self.client.get(Ledger, key, timeout=CALL_MAX_S).append
+            await self.history.tell(f"ledger/{key}", f"append {op}", 1, append(op))
 
     async def _stock(self) -> None:
-        key = self.random.choice(KEYS["stock"])
-        stock, order = self.client.get(Stock, key, timeout=CALL_MAX_S), next(self.names)
+        key, order = self.random.choice(KEYS["stock"]), next(self.names)
+        stock = self.client.get(Stock, key, timeout=CALL_MAX_S)
         if self.random.random() < QUERIES:
-            await self.history.ask(f"stock/{key}", stock.available())
+            await ask(self.client, self.history, "stock", key)
         elif self.random.random() < DELIVERIES:
             qty = next(self.quantities)  # no two of them deliver the same, so the log shows which one it was
             await self.history.tell(f"stock/{key}", f"receive {qty}", qty, stock.receive(qty))
@@ -186,9 +186,14 @@ class _Lane:
             await self.history.tell(f"stock/{key}", f"reserve {order}", -qty, stock.reserve(order, qty))
 
 
+async def ask(client: Client, history: History, service: str, key: str) -> None:
+    """A query of one key."""
+    if service == "ledger":
+        await history.ask(f"ledger/{key}", client.get(Ledger, key, timeout=CALL_MAX_S).count())
+    else:
+        await history.ask(f"stock/{key}", client.get(Stock, key, timeout=CALL_MAX_S).available())
+
+
 async def ask_all(client: Client, history: History, services: Sequence[str] = SERVICES) -> None:
     """A query of every key, hence of every shard; back when all of them are answered."""
-    ledgers = [(f"ledger/{key}", client.get(Ledger, key, timeout=CALL_MAX_S).count) for key in KEYS["ledger"]]
-    stocks = [(f"stock/{key}", client.get(Stock, key, timeout=CALL_MAX_S).available) for key in KEYS["stock"]]
-    chosen = [(key, ask) for key, ask in (*ledgers, *stocks) if key.partition("/")[0] in services]
-    await asyncio.gather(*(history.ask(key, ask()) for key, ask in chosen))
+    await asyncio.gather(*(ask(client, history, service, key) for service in services for key in KEYS[service]))

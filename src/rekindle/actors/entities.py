@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from rekindle.actors.entity import Entity, EntityType
-from rekindle.events import Commit, NewerRecord, Undecodable, decode, pack, unpack
+from rekindle.events import Commit, Deleted, NewerRecord, Undecodable, decode, pack, unpack
 from rekindle.events.records import RawEvent
 
 ACTIVE_MAX: Final = 16_384
@@ -129,9 +129,17 @@ class Entities:
     def _rebuilt(self, active: Active) -> Entity:
         key = active.entity.key
         entity = self.kind.new(key) if active.base is None else self._restored(key, active.base)[0]
-        for raw in self._events(active.since):
-            self.kind.replay(entity, self.kind.events.decode(raw))
+        self._apply(entity, self._events(active.since))
         return entity
+
+    def _apply(self, entity: Entity, events: Iterable[RawEvent]) -> None:
+        apply, event_of = self.kind.apply, self.kind.events.decode
+        for raw in events:
+            event = event_of(raw)
+            if type(event) is Deleted:
+                self.kind.reset(entity)
+            else:
+                apply(entity, event)
 
     def _events(self, values: list[bytes]) -> Iterator[RawEvent]:
         for value in values:
@@ -150,10 +158,8 @@ class Entities:
                 active = self.activate(key)
             except Undecodable as error:
                 return self._quarantine(key, self.idle.pop(key), commit.events, error)
-        kind, entity = self.kind, active.entity
         try:
-            for raw in commit.events:
-                kind.replay(entity, kind.events.decode(raw))
+            self._apply(active.entity, commit.events)
         except NewerRecord:
             raise
         except Exception as error:

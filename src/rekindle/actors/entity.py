@@ -202,15 +202,6 @@ class EntityType:
             raise Undecodable(f"state of {self.name} {key!r} does not fit the class: {_in_one_line(error)}") from error
         return entity
 
-    def replay(self, entity: Entity, event: Event) -> None:
-        """Apply one event of the log."""
-        if type(event) is Deleted:
-            entity._gone = True  # pyright: ignore[reportPrivateUsage]
-            self.reset(entity)
-        else:
-            entity._gone = False  # pyright: ignore[reportPrivateUsage]
-            self.apply(entity, event)
-
     @property
     def fingerprint(self) -> list[Any]:
         """What a snapshot's state fits: the class's name, version and fields."""

@@ -456,14 +456,15 @@ class Shard:
 
     def feed(self, entries: Iterable[Entry]) -> None:
         """Read on: replay what others wrote, verify what is this owner's. Raises `NewerRecord` and `LogDamaged`."""
-        fold, replay = self.fold, self.entities.replay
+        counts, replay = self.fold.feed, self.entities.replay
+        replaying = self.phase is Phase.REPLAYING
         for entry in entries:
             value = entry.value
             record = decode(value)
-            if not fold.feed(entry.offset, record):
+            if not counts(entry.offset, record):
                 continue
             self.since_snapshot += 1
-            if self.phase is not Phase.REPLAYING:
+            if not replaying:
                 self._feed_own(record)
             elif record.events:  # type: ignore[union-attr]
                 reason = replay(record, value)  # type: ignore[arg-type]

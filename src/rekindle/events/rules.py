@@ -112,11 +112,12 @@ class Fold:
         assert offset >= self.offset, f"records out of order: {offset} fed at {self.offset}"
         self.offset = offset + 1
         if type(record) is Commit:
-            if record.term == self.term and record.sequence == self.sequence + 1:
-                self.sequence = record.sequence
-                self.time = record.time
-                if record.number:
-                    self._remember(record)
+            _, term, sequence, time, session, number, low, _, _, reply, _, _ = record
+            if term == self.term and sequence == self.sequence + 1:
+                self.sequence = sequence
+                self.time = time
+                if number:
+                    self._remember(session, number, low, time, reply)
                 return True
             return self._void_commit(offset, record)
         if isinstance(record, Claim):
@@ -142,23 +143,28 @@ class Fold:
         else:
             self.void += 1
 
-    def _remember(self, commit: Commit) -> None:
-        session = self.sessions.get(commit.session)
+    def _remember(self, name: bytes, number: int, low: int, time: int, reply: bytes) -> None:
+        session = self.sessions.get(name)
         if session is None:
-            self._forget(commit.time)
-            birth = birth_of(commit.session)
-            if birth + self.ttl_ms < commit.time:
-                # Its owner still knew it, but something in between made it forgotten: what it had done is not known
-                # any more, so it must not come back (tests/model/claims.py, "forgotten session comes back").
+            session = self._new_session(name, low, time)
+            if session is None:
                 return
-            session = self.sessions[commit.session] = Session(commit.low, max(commit.time, birth))
-        else:
-            if commit.time > session.seen:
-                session.seen = commit.time
-            if commit.low > session.low:
-                session.lift(commit.low)
-        if commit.number >= session.low:
-            session.replies[commit.number] = commit.reply
+        elif low > session.low:
+            session.lift(low)
+        if time > session.seen:
+            session.seen = time
+        if number >= session.low:
+            session.replies[number] = reply
+
+    def _new_session(self, name: bytes, low: int, time: int) -> Session | None:
+        self._forget(time)
+        birth = birth_of(name)
+        if birth + self.ttl_ms < time:
+            # Its owner still knew it, but something in between made it forgotten: what it had done is not known
+            # any more, so it must not come back (tests/model/claims.py, "forgotten session comes back").
+            return None
+        session = self.sessions[name] = Session(low, max(time, birth))
+        return session
 
     def _forget(self, now: int) -> None:
         """Drop sessions without a commit for the TTL. Each new session has the two that were looked at longest ago looked

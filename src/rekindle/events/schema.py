@@ -82,6 +82,10 @@ class EventTypes:
                 raise SchemaError(f"two events of one entity are called {cls.event_name!r}: {known.__qualname__} and {cls.__qualname__}")
 
         self.classes = frozenset(self._by_name.values())
+        validators = {(cls.event_name, cls.event_version): cls.__pydantic_validator__ for cls in self.classes}
+        self._current: dict[tuple[str, int], Callable[[Data], Event]] = {
+            name: validator.validate_python for name, validator in validators.items()
+        }
 
     @property
     def names(self) -> list[str]:
@@ -91,15 +95,17 @@ class EventTypes:
     def decode(self, raw: RawEvent) -> Event:
         """The event of a record, lifted to today's version. Raises `NewerRecord` and `Undecodable`."""
         name, version, data = raw
+        validate = self._current.get((name, version)) or self._older(name, version)
+        try:
+            return validate(data)
+        except ValueError as error:
+            raise Undecodable(f"event {name!r} version {version} does not fit {self._by_name[name].__qualname__}: {error}") from error
+
+    def _older(self, name: str, version: int) -> Callable[[Data], Event]:
         cls = self._by_name.get(name)
         if cls is None:
             raise NewerRecord(f"event {name!r} is unknown to this build, which knows {self.names}")
-        if version != cls.event_version:
-            data = _lift(cls, version, data)
-        try:
-            return cls.__pydantic_validator__.validate_python(data)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise Undecodable(f"event {name!r} version {version} does not fit {cls.__qualname__}: {error}") from error
+        return lambda data: cls.__pydantic_validator__.validate_python(_lift(cls, version, data))
 
 
 def _lift(cls: type[Event], version: int, data: Data) -> Data:

@@ -179,7 +179,7 @@ class InstanceThread:
             self.addresses = await instance.start(self.launch.bind, self.launch.advertise)
             watch = threading.Thread(target=_watch_memory, args=(self, instance), name="rekindle-memory", daemon=True)
             watch.start()
-            _spare_the_collector()
+            spare_the_collector()
             self._ready.set()
             await instance.stopped.wait()
             async with asyncio.timeout(STOP_MAX_S):
@@ -194,7 +194,7 @@ GC_ALLOCATIONS: Final = 50_000
 """Between two runs of the garbage collector; commands in flight are many small objects that reference counts free."""
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """What was imported stays: do not look at it again and again."""
     gc.collect()
     gc.freeze()
