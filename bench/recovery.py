@@ -19,6 +19,7 @@ from bench.stock import Stock, one_shard_app, takeover_app
 from bench.table import Row, judged
 from rekindle import CallError, Client
 from rekindle.actors import Assignment, Hosted, Owner, Replica, Surroundings
+from rekindle.actors.shard import Request
 from rekindle.events import EventLog, SnapshotStore, shard_of
 from rekindle.supervisors import Controller, Launch, ProcessCluster, opened
 from rekindle.supervisors.hosting import real_host, spare_the_collector
@@ -56,7 +57,9 @@ async def recovery(run: Run) -> AsyncIterator[Row]:
     events = EVENTS_QUICK if run.quick else EVENTS
     async with opened(url, "", one_shard_app.name) as (log, store):
         await fill(log, hosted.partition(0), [f"sku-{number}" for number in range(ENTITIES)], events)
-        ratios, rates, fulls = [], [], []
+        ratios: list[float] = []
+        rates: list[float] = []
+        fulls: list[float] = []
         for _ in range(1 if run.quick else ROUNDS):
             raw = await replayed(await run.kafka(), hosted.partition(0).topic, 0)
             fulls.append(await _load(hosted, log, None, events))
@@ -93,7 +96,7 @@ async def _take_snapshot(hosted: Hosted, log: EventLog, store: SnapshotStore) ->
         around = Surroundings(log, store, host.now_ms, host.spawn, host.offload, _Nobody(), quiet, snapshot_every=1)
         owner = Owner(hosted.partition(0), hosted.kind, Assignment(0, 2), "bench", around)
         task = group.create_task(owner.run(lambda owner: owner.shard.snapshot("bench")))
-        while not await store.pointers(hosted.partition(0)):
+        while not await store.pointers(hosted.partition(0)):  # noqa: ASYNC110 - a store has no bell to wait for
             await asyncio.sleep(0.05)
         owner.stop("done")
         await task
@@ -102,7 +105,7 @@ async def _take_snapshot(hosted: Hosted, log: EventLog, store: SnapshotStore) ->
 class _Nobody:
     """A witness of nothing."""
 
-    executing = None
+    executing: Request | None = None
 
     def began(self, session: bytes, number: int, text: str) -> None: ...
 
@@ -149,13 +152,15 @@ class Takeover:
         shards = [shard for shard, o in enumerate(owned) if o.incarnation == victim]
         began = time.perf_counter()
         self.cluster.signal(victim, signal.SIGKILL)
-        await asyncio.gather(*(self.client.get(Stock, self.keys[s][0], timeout=60.0).reserve("probe", 1) for s in shards))
+        await asyncio.gather(
+            *(self.client.get(Stock, self.keys[s][0], timeout=60.0).reserve("probe", 1) for s in shards)
+        )
         return time.perf_counter() - began
 
     async def settled(self) -> None:
         """Until two instances share the shards again."""
         async with asyncio.timeout(SETTLED_MAX_S):
-            while not self._is_settled():
+            while not self._is_settled():  # noqa: ASYNC110 - many things have to come true, none of them rings
                 await asyncio.sleep(0.05)
 
     def _is_settled(self) -> bool:
@@ -189,7 +194,7 @@ async def takeover(run: Run) -> AsyncIterator[Row]:
         async with asyncio.timeout(SETTLED_MAX_S):
             await controller.up.wait()
         loading = asyncio.create_task(bench.load())
-        times = []
+        times: list[float] = []
         for _ in range(KILLS_QUICK if run.quick else KILLS):
             await bench.settled()
             await asyncio.sleep(bench.random.uniform(1.0, 3.0))  # a random moment between two snapshots
@@ -220,5 +225,3 @@ def _keys(shards: int) -> list[list[str]]:
         keys[shard_of(key, shards)].append(key)
         number += 1
     return [found[:KEYS_PER_SHARD] for found in keys]
-
-

@@ -44,7 +44,7 @@ async def assign(address: str, hosted: Hosted, number: int) -> None:
     connection = await WebsocketWire().connect(address)
     await connection.send(frame(HELLO, PROTOCOL, None, CONTROLLER))
     await connection.receive()
-    routes = {hosted.name: [Route(address, number)] * hosted.shards}
+    routes: dict[str, list[Route | None]] = {hosted.name: [Route(address, number)] * hosted.shards}
     await connection.send(frame(TABLE, *Table((1, number), routes).dump()))
     waiting = set(range(hosted.shards))
     await connection.send(frame(ASSIGN, 1, [[shard, number, Floor(), False, []] for shard in waiting]))

@@ -57,7 +57,7 @@ class Run:
     """What a run gave."""
 
     tally: Tally
-    reports: list[Report] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list[Report])
     retried: int = 0
     seconds: float = 0.0
 

@@ -27,7 +27,7 @@ class Tally:
     rejected: int = 0
     unknown: int = 0
     wrong: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list[str])
 
     def note(self, problem: str) -> None:
         """Keep the first few problems in words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -30,15 +30,20 @@ class App:
         self.log = str(Path(DEFAULT_LOG).absolute()) if log is None else log
         self.snapshots = snapshots or ""
         self.services: Sequence[Service] = tuple(tree.services())
-        for what, names in (("services", [s.name for s in self.services]), ("entities", [s.entity.__name__ for s in self.services])):
+        for what, names in (
+            ("services", [s.name for s in self.services]),
+            ("entities", [s.entity.__name__ for s in self.services]),
+        ):
             if not names or len(set(names)) != len(names):
                 raise DeclarationError(f"app {name!r}: expected one or more {what} with different names, got {names}")
 
     @asynccontextmanager
-    async def connect(self, *, log: str | None = None) -> AsyncIterator[Client]:
+    async def connect(self, *, log: str | None = None) -> AsyncGenerator[Client]:
         """A client; instances are found through the control log. Raises `LogUnavailable`, `TopicMissing`."""
         hosted = [service.hosted(self.name) for service in self.services]
         async with opened(log or self.log, self.snapshots, self.name) as (event_log, store):
             found = seeds(self.name, event_log, store)
-            async with Client(self.name, hosted, WebsocketWire(), found, now_ms, os.environ.get(TOKEN_VARIABLE)) as client:
+            async with Client(
+                self.name, hosted, WebsocketWire(), found, now_ms, os.environ.get(TOKEN_VARIABLE)
+            ) as client:
                 yield client

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import signal
 from typing import Annotated, Any, Final
 
 import typer
 
 from rekindle.events import RekindleError
 from rekindle.supervisors import load
+from rekindle.supervisors.hosting import Application
 from rekindle.up import as_json, create_topics, launch_of, lines_of, state_of
 
 UP_MAX_S: Final = 120.0
@@ -19,24 +22,58 @@ FAILED: Final = 1
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 
 Target = Annotated[str, typer.Argument(help="the application, as module:app", metavar="MODULE:APP")]
-LogOption = Annotated[str | None, typer.Option("--log", help="another log than the application's own: kafka://host:port or a path")]
-AddressOption = Annotated[str | None, typer.Option("--address", help="the Ray cluster, host:port; default: the one this machine is part of")]
+LogOption = Annotated[
+    str | None, typer.Option("--log", help="another log than the application's own: kafka://host:port or a path")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="the Ray cluster, host:port; default: the one this machine is part of")
+]
 
 
 @cli.command()
-def up(target: Target, address: AddressOption = None, log: LogOption = None, wait: float = UP_MAX_S) -> None:
+def up(
+    target: Target,
+    address: AddressOption = None,
+    log: LogOption = None,
+    local: Annotated[int, typer.Option(help="start this many Ray nodes on this machine and stay in front of them")] = 0,
+    wait: Annotated[float, typer.Option(help="seconds until every shard must be served")] = UP_MAX_S,
+) -> None:
     """Run an application on a Ray cluster: create its topics, start its controller, wait until every shard is served."""
     app = load(target)
-    cluster = _ray()
     asyncio.run(create_topics(app, log))
-    cluster.connect(address, app.name)
-    controller = cluster.start_controller(app.name, launch_of(target, app, log))
-    served = controller.wait_up(wait)
+    cluster = _ray()
+    nodes = cluster.LocalNodes(local) if local else None
+    try:
+        if nodes is None:
+            cluster.connect(address, app.name)
+        else:
+            nodes.connect(app.name)
+        controller = cluster.start_controller(app.name, launch_of(target, app, log))
+        _wait_up(app, controller, wait)
+        if nodes is not None:
+            typer.echo(f"{local} Ray nodes at {nodes.address}; Ctrl-C ends them")
+            _wait_for_the_end()
+            typer.echo(f"{app.name}: {controller.stop()}")
+    finally:
+        if nodes is not None:
+            nodes.close()
+
+
+def _wait_up(app: Application, controller: Any, seconds: float) -> None:
+    served = controller.wait_up(seconds)
     typer.echo(lines_of(controller.said()))
     if not served:
-        typer.echo(f"{app.name}: not every shard is served after {wait} s", err=True)
+        typer.echo(f"{app.name}: not every shard is served after {seconds:g} s", err=True)
         raise typer.Exit(FAILED)
-    typer.echo(f"{app.name} is up: {', '.join(f'{s.name} ({s.shards} shards, {s.instances} instances)' for s in app.services)}")
+    services = ", ".join(f"{s.name} ({s.shards} shards, {s.instances} instances)" for s in app.services)
+    typer.echo(f"{app.name} is up: {services}")
+
+
+def _wait_for_the_end() -> None:
+    """Until somebody asks this process to end, in either of the two usual ways."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 @cli.command()
@@ -53,7 +90,9 @@ def state(
     entity: Annotated[str, typer.Argument(help="the entity's class, or its service")],
     key: Annotated[str, typer.Argument(help="the entity's key")],
     app: Annotated[str, typer.Option("--app", envvar="REKINDLE_APP", help="the application, as module:app")],
-    offset: Annotated[int | None, typer.Option(help="the state after this offset of the shard's log; default: now")] = None,
+    offset: Annotated[
+        int | None, typer.Option(help="the state after this offset of the shard's log; default: now")
+    ] = None,
     log: LogOption = None,
 ) -> None:
     """Print an entity's state, read from the log."""

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from rekindle.actors import Hosted, Replica
 from rekindle.app import TOKEN_VARIABLE
 from rekindle.events import RekindleError, Topic, shard_of
@@ -19,13 +21,20 @@ log = logging.getLogger("rekindle")
 
 def launch_of(target: str, app: Application, log_url: str | None = None, bind: str = "127.0.0.1:0") -> Launch:
     """How the processes of this application are to be run."""
-    return Launch(target, bind=bind, log=log_url or app.log, snapshots=app.snapshots, token=os.environ.get(TOKEN_VARIABLE), path=(os.getcwd(),))
+    return Launch(
+        target,
+        bind=bind,
+        log=log_url or app.log,
+        snapshots=app.snapshots,
+        token=os.environ.get(TOKEN_VARIABLE),
+        path=(os.getcwd(),),
+    )
 
 
 def topics(app: Application, *, fsync: bool = False) -> list[Topic]:
     """The topics of an application: one for each service, and the control log."""
     hosted = [control_log(app.name), *(service.hosted(app.name) for service in app.services)]
-    return [Topic(h.partition(0).topic, h.shards, fsync=fsync) for h in hosted]
+    return [service.topic(fsync=fsync) for service in hosted]
 
 
 async def create_topics(app: Application, log_url: str | None = None, *, fsync: bool = False) -> None:
@@ -40,10 +49,14 @@ def service_of(app: Application, entity: str) -> Hosted:
     for service in app.services:
         if entity in (service.entity.__name__, service.name):
             return service.hosted(app.name)
-    raise RekindleError(f"application {app.name!r} has no entity {entity!r}; it has {[s.entity.__name__ for s in app.services]}")
+    raise RekindleError(
+        f"application {app.name!r} has no entity {entity!r}; it has {[s.entity.__name__ for s in app.services]}"
+    )
 
 
-async def state_of(target: str, entity: str, key: str, offset: int | None, log_url: str | None = None) -> dict[str, Any]:
+async def state_of(
+    target: str, entity: str, key: str, offset: int | None, log_url: str | None = None
+) -> dict[str, Any]:
     """An entity's state now, or after the record at `offset` of its shard's log; read from the log, not asked of anybody."""
     app = load(target)
     hosted = service_of(app, entity)
@@ -54,7 +67,14 @@ async def state_of(target: str, entity: str, key: str, offset: int | None, log_u
         await replica.read(None if offset is None else offset + 1)
     found = replica.state(key)
     version, state = (0, None) if found is None else found
-    return {"entity": hosted.kind.name, "key": key, "shard": shard, "offset": replica.fold.offset - 1, "version": version, "state": state}
+    return {
+        "entity": hosted.kind.name,
+        "key": key,
+        "shard": shard,
+        "offset": replica.fold.offset - 1,
+        "version": version,
+        "state": state,
+    }
 
 
 def as_json(value: Any, *, indent: int | None = 2) -> str:
@@ -62,8 +82,8 @@ def as_json(value: Any, *, indent: int | None = 2) -> str:
     return json.dumps(value, indent=indent, default=_shown, ensure_ascii=False)
 
 
-def _shown(value: Any) -> Any:
-    return vars(value) if hasattr(value, "__dict__") else str(value)
+def _shown(value: object) -> object:
+    return vars(value) if isinstance(value, BaseModel) else str(value)
 
 
 def lines_of(said: Sequence[str]) -> str:

@@ -222,6 +222,18 @@ def test_a_file_that_is_no_log_is_unavailable(path: Path) -> None:
     run(main())
 
 
+def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+
+    async def main() -> None:
+        log = EmbeddedLog(tmp_path / "file" / "log.sqlite")
+        with pytest.raises(LogUnavailable, match="cannot write to"):
+            await log.open()
+        await log.close()
+
+    run(main())
+
+
 def test_a_file_of_a_newer_build_is_not_touched(path: Path) -> None:
     async def main() -> None:
         await (await created(EmbeddedLog(path))).close()
@@ -276,6 +288,19 @@ def test_a_compacted_partition_keeps_the_last_of_every_key(path: Path, monkeypat
 async def _contents(log: EmbeddedLog, partition: Partition) -> list[tuple[int, bytes | None, bytes | None]]:
     async with log.reader(partition, 0) as reader:
         return [tuple(entry) for entry in await reader.next(0)]  # type: ignore[misc]
+
+
+def test_a_log_object_can_be_opened_again(path: Path) -> None:
+    async def main() -> None:
+        log = EmbeddedLog(path)
+        for start in (0, 1):
+            await created(log)
+            assert await log.append(PARTITION, numbered(start, 1)) == start
+            async with log.reader(PARTITION, start) as reader:
+                assert values(await reader.next(1)) == [str(start)]
+            await log.close()
+
+    run(main())
 
 
 def test_trimming_much_leaves_room_for_appends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_three_copies_need_three_brokers(kafka: str, unique: str) -> None:
     async def main() -> None:
         log = KafkaLog(kafka)
         await log.open()
-        with pytest.raises(TopicContractBroken, match="only 1 broker"):
+        with pytest.raises(TopicContractBroken, match=r"only 1 broker.*single_broker=true"):
             await log.create(Topic(unique, 1))
         with pytest.raises(TopicMissing):
             await log.check(Topic(unique, 1))
@@ -171,10 +171,11 @@ def test_a_deleted_topic_is_missing(kafka: str, unique: str, monkeypatch: pytest
             partition = await settle(log, Topic(unique, 1), end=1)
             async with operator(kafka) as admin:
                 await admin.delete_topics([unique])
-            with pytest.raises(TopicMissing):
+            with pytest.raises((AppendUnknown, TopicMissing)):
                 await log.append(partition, numbered(1, 1))
-            with pytest.raises(TopicMissing):
-                await log.bounds(partition)
+            for use in (log.append(partition, numbered(1, 1)), log.bounds(partition)):
+                with pytest.raises(TopicMissing):
+                    await use
 
     run(main())
 
@@ -308,7 +309,7 @@ def test_a_reader_says_when_no_broker_answers(unique: str, monkeypatch: pytest.M
                     await reader.next(WAIT_S)
             with pytest.raises(LogUnavailable):
                 await log.bounds(partition)
-            with pytest.raises(AppendUnknown):
+            with pytest.raises((AppendUnknown, LogUnavailable)):
                 await log.append(partition, numbered(1, 1))
 
     with KafkaCluster(1) as cluster:
@@ -336,8 +337,8 @@ def test_readers_are_bounded(kafka: str, unique: str, monkeypatch: pytest.Monkey
 
 def test_a_consumer_serves_one_reader_after_the_other(kafka: str, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_module, "FETCH_WAIT_S", 0.0)
-    consumers = Mock(wraps=kafka_module.AIOKafkaConsumer)
-    monkeypatch.setattr(kafka_module, "AIOKafkaConsumer", consumers)
+    make = Mock(wraps=kafka_module._consumer)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(kafka_module, "_consumer", make)
 
     async def main() -> None:
         async with logs.kafka(kafka).opened() as log:
@@ -347,4 +348,4 @@ def test_a_consumer_serves_one_reader_after_the_other(kafka: str, unique: str, m
                     assert values(await read(reader, 1))[0] == str(offset)
 
     run(main())
-    assert consumers.call_count == 2, "one for bounds, one for all readers"
+    assert make.call_count == 2, "one for bounds, one for all readers"

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self
 
 TTL: Final = 70
 """Log time for which a shard remembers a session without a commit. A step of the world takes 1."""
@@ -467,7 +467,7 @@ class World:
         """One of the owners."""
         return Owner(self, name, skew)
 
-    def run(self, steps: int = STEPS) -> World:
+    def run(self, steps: int = STEPS) -> Self:
         """Let it happen."""
         for _ in range(steps):
             self.step()

@@ -17,7 +17,6 @@ from rekindle.actors.frames import (
     ANSWER,
     ASSIGN,
     CALL,
-    CLIENT,
     CONTROLLER,
     HELLO,
     LOST,

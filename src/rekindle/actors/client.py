@@ -16,16 +16,36 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from rekindle.actors import outcomes
 from rekindle.actors.entity import Entity, HandlerType
-from rekindle.actors.errors import BadRequest, CallError, ConnectFailed, DeadlineExceeded, OutcomeUnknown, Overloaded, TokenRefused
-from rekindle.actors.frames import ANSWER, ASK, CALL, CLIENT, GOODBYE, HELLO, PROTOCOL, TABLE, WELCOME, BadFrame, frame, parse
+from rekindle.actors.errors import (
+    BadRequest,
+    CallError,
+    ConnectFailed,
+    DeadlineExceeded,
+    OutcomeUnknown,
+    Overloaded,
+    TokenRefused,
+)
+from rekindle.actors.frames import (
+    ANSWER,
+    ASK,
+    CALL,
+    CLIENT,
+    GOODBYE,
+    HELLO,
+    PROTOCOL,
+    TABLE,
+    WELCOME,
+    BadFrame,
+    frame,
+    parse,
+)
 from rekindle.actors.instance import KEY_BYTES_MAX, Hosted, cached_shard_of
 from rekindle.actors.outcomes import result_of
 from rekindle.actors.routes import Route, Table
@@ -85,7 +105,16 @@ class Call:
         "wire",
     )
 
-    def __init__(self, hosted: Hosted, shard: int, handler: HandlerType, session: Session | None, number: int, wire: list[Any], deadline: float) -> None:
+    def __init__(
+        self,
+        hosted: Hosted,
+        shard: int,
+        handler: HandlerType,
+        session: Session | None,
+        number: int,
+        wire: list[Any],
+        deadline: float,
+    ) -> None:
         self.hosted = hosted
         self.shard = shard
         self.handler = handler
@@ -96,6 +125,8 @@ class Call:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.peer: Peer | None = None
         self.sent = False
+        self.unsure = False
+        self.busy: str | None = None
         self.suspect = False
         self.pause = RETRY_FIRST_S
 
@@ -180,7 +211,7 @@ class Peer:
             which = (call.shard if session is None else session, call.suspect)
             group = groups.get(which)
             if group is None:
-                name, low = (b"", 0) if session is None else (session.name, session.low)
+                name, low = (self.client.name, 0) if session is None else (session.name, session.low)
                 group = groups[which] = [call.shard, name, low, call.suspect, []]
             group[4].append(call.wire)
         return frame(CALL, list(groups.values()))
@@ -196,6 +227,8 @@ class Peer:
                         answered(call, payload)
             elif fields[0] == TABLE:
                 self.client.on_table(Table.load(fields[1], fields[2]))
+            elif fields[0] == GOODBYE:
+                raise ConnectFailed(f"{self.address} closed the connection: {fields[1]}")
             else:
                 raise BadFrame(f"frame kind {fields[0]} is not for a client")
 
@@ -230,6 +263,7 @@ class Client:
         self.token = token
         self.now_ms = now_ms
         self.randomness = randomness
+        self.name = randomness(_RANDOM_BYTES)
         self.table = Table()
         self.peers: dict[str, Peer] = {}
         self.calls: dict[int, Call] = {}
@@ -243,7 +277,7 @@ class Client:
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         self._spawn(self._tick())
         return self
 
@@ -262,14 +296,17 @@ class Client:
         """
         hosted = self.services.get(cast(type[Entity], entity))
         if hosted is None:
-            raise BadRequest(f"{entity.__name__} is no service of {self.app!r}; it has {[cls.__name__ for cls in self.services]}")
+            raise BadRequest(
+                f"{entity.__name__} is no service of {self.app!r}; it has {[cls.__name__ for cls in self.services]}"
+            )
         if not 0 < timeout <= DEADLINE_MAX_S:
             raise BadRequest(f"timeout is {timeout} s, expected more than 0 and at most {DEADLINE_MAX_S}")
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise BadRequest(f"a key has 1 to {KEY_BYTES_MAX} characters, this one has {len(key)}")
+        _check_key(key)
         return cast(T, Proxy(self, hosted, key, timeout, max_staleness))
 
-    def call(self, proxy: Proxy, handler: HandlerType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+    def call(
+        self, proxy: Proxy, handler: HandlerType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> asyncio.Future[Any]:
         """Send a call; the future is its value or its error."""
         if len(self.calls) >= OUTSTANDING_MAX or self._closing:
             raise Overloaded(f"{len(self.calls)} calls are unanswered, {OUTSTANDING_MAX} are allowed")
@@ -347,7 +384,7 @@ class Client:
         """Nobody is connected: try who is known, and who the seeds name. A greeting brings the table along."""
         try:
             found = await self.seeds()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - seeds are the caller's own code; what went wrong is said at the deadline
             self.last_error = f"no instance found: {error}"
             found = ()
         for address in dict.fromkeys((*self.table.addresses, *found)):
@@ -377,6 +414,7 @@ class Client:
             call.peer = None
             if not call.future.done():
                 call.suspect = call.suspect or call.sent
+                call.unsure = call.unsure or call.sent
                 self._again(call)
         self._ask()
 
@@ -387,15 +425,23 @@ class Client:
         if code == outcomes.MOVED:
             self._on_moved(call, *outcome[1:])
         elif code == outcomes.BUSY:
-            self._again(call)
+            self._on_busy(call, *outcome[1:])
         else:
             self._forget(call)
+            if code == outcomes.FORGOTTEN:
+                self._renew_session(call)
             if call.future.done():
                 return
             if code == outcomes.OK and call.handler.returns is None:
                 call.future.set_result(outcome[1])
             else:
                 self._resolve(call, outcome)
+
+    def _renew_session(self, call: Call) -> None:
+        """Our clock, or our sleep, made the shard forget the session: it would run nothing more of it."""
+        where = (call.hosted.name, call.shard)
+        if self.sessions.get(where) is call.session:
+            del self.sessions[where]
 
     def on_bad(self, call: Call, problem: str) -> None:
         """A call that cannot travel."""
@@ -408,18 +454,28 @@ class Client:
             value = result_of(outcome, call.hosted.kind, call.handler)
         except CallError as error:
             call.future.set_exception(error)
-        except Exception as error:
-            call.future.set_exception(BadRequest(f"the answer of {call.handler.name} does not fit its declared type: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever a converter raises belongs to this call alone
+            call.future.set_exception(
+                BadRequest(f"the answer of {call.handler.name} does not fit its declared type: {error}")
+            )
         else:
             call.future.set_result(value)
 
     def _on_moved(self, call: Call, address: str | None, assignment: int) -> None:
+        call.peer = None
+        call.unsure = True  # whoever lost a shard does not know what becomes of its last appends
         if address is not None and self.table.learn(call.hosted.name, call.shard, Route(address, assignment)):
             self.retried += 1
             self._route(call)
         else:
             self._ask()
             self._again(call)
+
+    def _on_busy(self, call: Call, waiting: int, limit: int) -> None:
+        call.peer = None
+        call.sent = call.unsure
+        call.busy = f"{waiting} requests wait for the shard, {limit} may"
+        self._again(call)
 
     # --- endings -----------------------------------------------------------------------------------------------
 
@@ -451,13 +507,17 @@ class Client:
 
     def _expire(self, call: Call) -> None:
         self._forget(call)
-        if call.future.done():
-            return
+        if not call.future.done():
+            call.future.set_exception(self._why_expired(call))
+
+    def _why_expired(self, call: Call) -> CallError:
         where = f"{call.handler.name} of {call.wire[2]!r} (shard {call.shard} of {call.hosted.name})"
         if call.sent and call.number:
-            call.future.set_exception(OutcomeUnknown(f"no answer to {where} before its deadline; it may have been run. Last: {self.last_error}"))
-        else:
-            call.future.set_exception(DeadlineExceeded(f"no answer to {where} before its deadline; it had no effect. Last: {self.last_error}"))
+            text = f"no answer to {where} before its deadline; it may have been run. Last: {self.last_error}"
+            return OutcomeUnknown(text)
+        if call.busy is not None:
+            return Overloaded(f"{where} was not run before its deadline: {call.busy}")
+        return DeadlineExceeded(f"no answer to {where} before its deadline; it had no effect. Last: {self.last_error}")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -479,12 +539,12 @@ class Proxy:
     def __getattr__(self, name: str) -> Callable[..., asyncio.Future[Any]]:
         handler = self.hosted.kind.handlers.get(name)
         if handler is None:
-            raise AttributeError(f"{self.hosted.kind.name} has no command or query {name!r}; it has {sorted(self.hosted.kind.handlers)}")
+            raise AttributeError(
+                f"{self.hosted.kind.name} has no command or query {name!r}; it has {sorted(self.hosted.kind.handlers)}"
+            )
 
         def call(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
             return self.client.call(self, handler, args, kwargs)
 
         self.__dict__[name] = call
         return call
-
-

@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from rekindle.actors.entity import Entity, EntityType
-from rekindle.events import Commit, Deleted, NewerRecord, Undecodable, decode, pack, unpack
+from rekindle.events import Commit, Deleted, NewerRecord, Undecodable, Unencodable, decode, pack, unpack
 from rekindle.events.records import RawEvent
 
 ACTIVE_MAX: Final = 16_384
@@ -68,10 +68,11 @@ class Captured(NamedTuple):
 
 
 class Entities:
-    """All entities of one shard."""
+    """All entities of one shard. on_quarantine: is told why, whenever one is put in quarantine."""
 
-    def __init__(self, kind: EntityType) -> None:
+    def __init__(self, kind: EntityType, on_quarantine: Callable[[str], None]) -> None:
         self.kind = kind
+        self.on_quarantine = on_quarantine
         self.active: dict[str, Active] = {}
         self.idle: dict[str, bytes] = {}
         self.quarantined: dict[str, Quarantined] = {}
@@ -107,7 +108,7 @@ class Entities:
             return
         active.since.append(value)
         if len(active.since) > active.since_max:
-            self._rebase(active)
+            self._rebase(key, active)
 
     def _drop(self, key: str, active: Active) -> None:
         self.bytes -= len(active.base or b"")
@@ -115,16 +116,24 @@ class Entities:
         if not active.busy:
             del self.active[key]
 
-    def _rebase(self, active: Active) -> bytes:
-        base = pack((active.version, vars(active.entity)))
+    def _rebase(self, key: str, active: Active) -> bytes | None:
+        """Encode the state; None: it cannot be encoded, the entity was put aside with all of its events."""
+        try:
+            base = pack((active.version, vars(active.entity)))
+        except Unencodable as error:
+            self._put_aside(key, active, [], error)
+            return None
         self.bytes += len(base) - len(active.base or b"")
         active.base, active.since = base, []
         active.since_max = SINCE_MIN + len(base) // _BYTES_PER_COMMIT
         return base
 
     def undo(self, active: Active) -> None:
-        """Back to the state after the last command that was executed."""
-        active.entity = self._rebuilt(active)
+        """Back to the state after the last command that was executed; if that cannot be rebuilt, it is put aside."""
+        try:
+            active.entity = self._rebuilt(active)
+        except Exception as error:  # noqa: BLE001 - as in `replay`
+            self._put_aside(active.entity.key, active, [], error)
 
     def _rebuilt(self, active: Active) -> Entity:
         key = active.entity.key
@@ -140,6 +149,7 @@ class Entities:
                 self.kind.reset(entity)
             else:
                 apply(entity, event)
+        self.kind.check_fields(entity)
 
     def _events(self, values: list[bytes]) -> Iterator[RawEvent]:
         for value in values:
@@ -147,41 +157,46 @@ class Entities:
             assert isinstance(commit, Commit), f"not a commit: {commit!r}"
             yield from commit.events
 
-    def replay(self, commit: Commit, value: bytes) -> str | None:
-        """Apply one commit of the log; the reason, if that put the entity in quarantine. Raises `NewerRecord`."""
+    def replay(self, commit: Commit, value: bytes) -> None:
+        """Apply one commit of the log. Raises `NewerRecord`."""
         key = commit.entity
         active = self.active.get(key)
         if active is None:
             if key in self.quarantined:
-                return self._replay_quarantined(key, commit)
+                self._replay_quarantined(key, commit)
+                return
             try:
                 active = self.activate(key)
             except Undecodable as error:
-                return self._quarantine(key, self.idle.pop(key), commit.events, error)
+                self._quarantine(key, self.idle.pop(key), commit.events, error)
+                return
         try:
             self._apply(active.entity, commit.events)
         except NewerRecord:
             raise
-        except Exception as error:
-            del self.active[key]
-            return self._quarantine(key, active.base, [*self._events(active.since), *commit.events], error)
-        self.executed(key, active, value, commit.version)
-        return None
+        except Exception as error:  # noqa: BLE001 - `apply` is the user's code: whatever it raises puts this entity aside
+            self._put_aside(key, active, commit.events, error)
+        else:
+            self.executed(key, active, value, commit.version)
 
     def _replay_quarantined(self, key: str, commit: Commit) -> None:
         if commit.version == 0:
-            del self.quarantined[key]
+            self.bytes -= len(self.quarantined.pop(key).base or b"")
         else:
             self.quarantined[key].events += commit.events
 
-    def quarantine_idle(self, key: str, error: Undecodable) -> str:
-        """Put an entity aside whose encoded state does not fit its class; the reason."""
-        return self._quarantine(key, self.idle.pop(key), [], error)
+    def quarantine_idle(self, key: str, error: Undecodable) -> None:
+        """Put an entity aside whose encoded state does not fit its class."""
+        self._quarantine(key, self.idle.pop(key), [], error)
 
-    def _quarantine(self, key: str, base: bytes | None, events: list[RawEvent], error: Exception) -> str:
+    def _put_aside(self, key: str, active: Active, events: list[RawEvent], error: Exception) -> None:
+        del self.active[key]
+        self._quarantine(key, active.base, [*self._events(active.since), *events], error)
+
+    def _quarantine(self, key: str, base: bytes | None, events: list[RawEvent], error: Exception) -> None:
         reason = f"{self.kind.name} {key!r}: {type(error).__name__}: {error}"
         self.quarantined[key] = Quarantined(base, list(events), reason)
-        return reason
+        self.on_quarantine(reason)
 
     def sweep(self, steps: int) -> None:
         """Encode entities that were not touched since the last time round; look at `steps` of them (the clock algorithm)."""
@@ -199,25 +214,48 @@ class Entities:
                 self._encode(key, active)
 
     def _encode(self, key: str, active: Active) -> None:
-        if active.version:
-            self.idle[key] = self._current(active)
-        del self.active[key]
+        if not active.version:
+            del self.active[key]
+        elif (data := self._current(key, active)) is not None:
+            self.idle[key] = data
+            del self.active[key]
 
-    def _current(self, active: Active) -> bytes:
+    def _current(self, key: str, active: Active) -> bytes | None:
         if active.base is not None and not active.since:
             return active.base
-        return self._rebase(active)
+        return self._rebase(key, active)
 
     def capture(self) -> Captured:
         """All states as of now, between handlers: what an async handler that still runs has emitted is not in it."""
         entities = dict(self.idle)
-        for key, active in self.active.items():
+        for key, active in tuple(self.active.items()):
             if active.version:
-                entities[key] = pack((active.version, vars(self._rebuilt(active)))) if active.busy else self._current(active)
+                data = self._committed(key, active) if active.busy else self._current(key, active)
+                if data is not None:
+                    entities[key] = data
         return Captured(entities, {key: (q.base, list(q.events), q.reason) for key, q in self.quarantined.items()})
 
+    def _committed(self, key: str, active: Active) -> bytes | None:
+        try:
+            return pack((active.version, vars(self._rebuilt(active))))
+        except Exception as error:  # noqa: BLE001 - as in `replay`
+            self._put_aside(key, active, [], error)
+            return None
+
     def restore(self, captured: Captured) -> None:
-        """All states as a snapshot has them."""
+        """All states as a snapshot has them. What was in quarantine is tried again: this build may be a mended one."""
         self.idle = captured.entities
-        self.quarantined = {key: Quarantined(*fields) for key, fields in captured.quarantined.items()}
-        self.bytes = sum(map(len, self.idle.values()))
+        for key, (base, events, _) in captured.quarantined.items():
+            try:
+                self.idle[key] = self._with_events(key, base, events)
+            except NewerRecord:
+                raise
+            except Exception as error:  # noqa: BLE001 - as in `replay`
+                self._quarantine(key, base, events, error)
+        bases = (quarantined.base or b"" for quarantined in self.quarantined.values())
+        self.bytes = sum(map(len, (*self.idle.values(), *bases)))
+
+    def _with_events(self, key: str, base: bytes | None, events: list[RawEvent]) -> bytes:
+        entity, version = (self.kind.new(key), 0) if base is None else self._restored(key, base)
+        self._apply(entity, events)
+        return pack((version + len(events), vars(entity)))

@@ -23,36 +23,50 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic_core import ArgsKwargs
 from typing_extensions import TypedDict
 
 from rekindle.actors.errors import BadRequest, CallError, EntityDefinitionError
 from rekindle.events import Deleted, Event, EventTypes, Undecodable, pack_event
 
-E = TypeVar("E", contravariant=True)
+E_contra = TypeVar("E_contra", contravariant=True)
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 E2 = TypeVar("E2")
 R2 = TypeVar("R2")
 
 
-class Handler(Generic[E, P, R]):
+class Handler(Generic[E_contra, P, R_co]):
     """A method that callers reach by name: a command or a query."""
 
-    def __init__(self, function: Callable[Concatenate[E, P], Any], *, is_command: bool) -> None:
+    def __init__(self, function: Callable[Concatenate[E_contra, P], Any], *, is_command: bool) -> None:
         self.function = function
         self.is_command = is_command
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: object, owner: type) -> Callable[P, Awaitable[R]]:
+    def __get__(self, instance: object, owner: type) -> Callable[P, Awaitable[R_co]]:
         if instance is None:
-            return cast(Callable[P, Awaitable[R]], self)
+            return cast(Callable[P, Awaitable[R_co]], self)
         raise TypeError(
             f"{owner.__name__}.{self.name} is a handler: callers reach it through a client; inside the entity put what handlers share into a plain method"
         )
@@ -95,6 +109,10 @@ class Rejected(CallError):
         super().__init__(", ".join(f"{name}={value!r}" for name, value in vars(self).items()))
 
 
+class WrongArguments(BadRequest):
+    """The arguments of a call do not fit its handler, which was not begun; callers see the `BadRequest`."""
+
+
 class Entity:
     """One keyed unit of state and behaviour. Subclass it; declare state as annotated fields with defaults.
 
@@ -109,6 +127,9 @@ class Entity:
 
     key: str
     now_ms: int
+    _emitted: list[bytes] | None
+    _gone: bool
+    _type: EntityType
 
     def __init_subclass__(cls, *, version: int = 1, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -124,13 +145,21 @@ class Entity:
 
     def emit(self, event: Event) -> None:
         """Record a fact and apply it at once. Only inside a command."""
-        if self._emitted is None:
-            raise TypeError(f"{type(self).__name__}.emit was called outside a command: queries and `apply` emit nothing")
+        emitted = self._emitted
+        if emitted is None:
+            raise TypeError(
+                f"{type(self).__name__}.emit was called outside a command: queries and `apply` emit nothing"
+            )
         if type(event) not in self._type.events.classes:
-            raise TypeError(f"{type(self).__name__}.apply does not declare {type(event).__name__}; it declares {self._type.events.names}")
-        self._emitted.append(pack_event(event))
+            raise TypeError(
+                f"{type(self).__name__}.apply does not declare {type(event).__name__}; it declares {self._type.events.names}"
+            )
+        emitted.append(pack_event(event))
         self._gone = False
+        self._emitted = None  # what `apply` emitted a replay would not know; and it stays so if `apply` raises
         self._type.apply(self, event)
+        self._type.check_fields(self)
+        self._emitted = emitted
 
     def delete(self) -> None:
         """Delete the entity: an event like any other. Its next command finds it as new."""
@@ -154,11 +183,11 @@ class HandlerType:
     returns: TypeAdapter[Any] | None
 
     def arguments_of(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the handler takes them. Raises `BadRequest`, which says what was expected and what came."""
+        """The arguments as the handler takes them. Raises `WrongArguments`: what was expected and what came."""
         try:
             return self.arguments(ArgsKwargs(tuple(args), kwargs))
         except ValidationError as error:
-            raise BadRequest(f"{self.name}: {_in_one_line(error)}") from error
+            raise WrongArguments(f"{self.name}: {_in_one_line(error)}") from error
 
 
 class EntityType:
@@ -175,6 +204,7 @@ class EntityType:
         self.defaults = {name: getattr(cls, name) for name in _fields(cls, Entity)}
         self.rejections = {c.__name__: c for c in _subclasses(Rejected)}
         self._plain_defaults = all(type(v) in _IMMUTABLE for v in self.defaults.values())
+        self._fields_count = len(self.defaults)
 
     def new(self, key: str) -> Entity:
         """The entity as nobody has written to it yet."""
@@ -202,6 +232,14 @@ class EntityType:
             raise Undecodable(f"state of {self.name} {key!r} does not fit the class: {_in_one_line(error)}") from error
         return entity
 
+    def check_fields(self, entity: Entity) -> None:
+        """Raises TypeError if `apply` set or deleted attributes so that they are not the fields: they would be lost."""
+        if len(entity.__dict__) != self._fields_count:
+            wrong = sorted(entity.__dict__.keys() ^ self.defaults.keys())
+            raise TypeError(
+                f"{self.name}: {wrong} set or deleted, but the state is what has a type and a default in the class"
+            )
+
     @property
     def fingerprint(self) -> list[Any]:
         """What a snapshot's state fits: the class's name, version and fields."""
@@ -214,24 +252,41 @@ class EntityType:
 
 _IMMUTABLE = {int, str, float, bool, bytes, type(None)}
 
+OF_ENTITY = {"delete", "describe", "emit", "key", "now_ms"}
+"""Public attributes of `Entity`: no field and no handler is called like one of them."""
+
+OF_PROXY = {"client", "hosted", "key", "max_staleness", "shard", "timeout"}
+"""Attributes of the callers' `Proxy`: no handler is called like one of them."""
+
 
 def _describe(cls: type[Entity]) -> EntityType:
+    try:
+        _check(cls)
+        return EntityType(cls)
+    except (TypeError, NameError, PydanticUserError) as error:
+        raise EntityDefinitionError(f"{cls.__name__} cannot be an entity: {error}") from error
+
+
+def _check(cls: type[Entity]) -> None:
     if not callable(getattr(cls, "apply", None)):
-        raise EntityDefinitionError(f"{cls.__name__} needs `def apply(self, event: A | B) -> None`, with the union of its events as the type")
-    missing = [name for name in _fields(cls, Entity) if not hasattr(cls, name)]
+        raise EntityDefinitionError(
+            f"{cls.__name__} needs `def apply(self, event: A | B) -> None`, with the union of its events as the type"
+        )
+    fields = _fields(cls, Entity)
+    missing = [name for name in fields if not hasattr(cls, name)]
     if missing:
         raise EntityDefinitionError(f"{cls.__name__}: every field needs a default, these have none: {missing}")
-    try:
-        return EntityType(cls)
-    except (TypeError, NameError) as error:
-        raise EntityDefinitionError(f"{cls.__name__} cannot be an entity: {error}") from error
+    handlers = {name for name, member in inspect.getmembers_static(cls) if isinstance(member, Handler)}
+    taken = sorted(fields.keys() & OF_ENTITY | handlers & (OF_ENTITY | OF_PROXY))
+    if taken:
+        raise EntityDefinitionError(f"{cls.__name__}: these names mean something else already: {taken}")
 
 
 def _fields(cls: type, base: type) -> dict[str, Any]:
     """Annotated public fields that subclasses of `base` declare."""
     own = [c for c in cls.__mro__ if issubclass(c, base) and c is not base]
     names = {name for c in own for name in vars(c).get("__annotations__", {}) if not name.startswith("_")}
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {name: hints[name] for name in hints if name in names and get_origin(hints[name]) is not ClassVar}
 
 
@@ -246,13 +301,15 @@ def _event_classes(cls: type[Entity]) -> list[type[Event]]:
     members = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
     wrong = [m for m in members if not (isinstance(m, type) and issubclass(m, Event))]
     if wrong:
-        raise EntityDefinitionError(f"{cls.__name__}.apply: expected its argument to be typed as one or a union of Events, got {declared!r}")
+        raise EntityDefinitionError(
+            f"{cls.__name__}.apply: expected its argument to be typed as one or a union of Events, got {declared!r}"
+        )
     return list(members)
 
 
 def _handler(cls: type[Entity], handler: Handler[Any, Any, Any]) -> HandlerType:
     function = handler.function
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     returns = hints.pop("return", None)
 
     def arguments(*args: Any, **kwargs: Any) -> Any:
@@ -268,9 +325,14 @@ def _handler(cls: type[Entity], handler: Handler[Any, Any, Any]) -> HandlerType:
         function,
         handler.is_command,
         inspect.iscoroutinefunction(function),
-        TypeAdapter(arguments).validator.validate_python,
+        _checker(arguments),
         None if returns in _IMMUTABLE or returns is Any or returns is None else TypeAdapter(returns),
     )
+
+
+def _checker(function: Any) -> Callable[[ArgsKwargs], Any]:
+    """Pydantic's check of a function's arguments (its own types know classes only)."""
+    return TypeAdapter(function).validator.validate_python
 
 
 def _subclasses(cls: type[Rejected]) -> list[type[Rejected]]:
@@ -278,5 +340,8 @@ def _subclasses(cls: type[Rejected]) -> list[type[Rejected]]:
 
 
 def _in_one_line(error: ValidationError) -> str:
-    parts = [f"{'.'.join(str(p) for p in e['loc']) or 'arguments'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors(include_url=False)]
+    parts = [
+        f"{'.'.join(str(p) for p in e['loc']) or 'arguments'}: {e['msg']} (got {e['input']!r:.80})"
+        for e in error.errors(include_url=False)
+    ]
     return "; ".join(parts)

@@ -1,20 +1,20 @@
 """What callers, and those who write entities, can get back. The base is `rekindle.events.RekindleError`.
 
-    RekindleError
-    ├── EntityDefinitionError          a class cannot be an entity; says what was expected and what was found
-    ├── CallError                      one call went wrong; `definite` says whether it can have had an effect
-    │   ├── Rejected                   a business refusal: subclass it, raise it in a handler (no effect)
-    │   ├── CommandFailed              the handler raised; its events were undone (no effect)
-    │   ├── BadRequest                 the call can never work: unknown command, wrong types (no effect)
-    │   ├── Overloaded                 a bounded queue was full until the deadline (no effect)
-    │   ├── EntityQuarantined          the entity cannot be rebuilt from its events; others go on (no effect)
-    │   ├── ShardRefused               the shard cannot be served; says why (no effect)
-    │   ├── Stale                      a local query, older than its caller allows (no effect)
-    │   ├── DeadlineExceeded           no answer in time and never sent (no effect)
-    │   └── OutcomeUnknown             no answer in time, or the session was forgotten: it may have been run
-    └── WireError                      the connection between processes
-        ├── ConnectFailed              nobody there, or not who was expected
-        └── TokenRefused               the wire asks for another token
+RekindleError
+├── EntityDefinitionError          a class cannot be an entity; says what was expected and what was found
+├── CallError                      one call went wrong; `definite` says whether it can have had an effect
+│   ├── Rejected                   a business refusal: subclass it, raise it in a handler (no effect)
+│   ├── CommandFailed              the handler raised; its events were undone (no effect)
+│   ├── BadRequest                 the call can never work: unknown command, wrong types (no effect)
+│   ├── Overloaded                 a bounded queue was full until the deadline (no effect)
+│   ├── EntityQuarantined          the entity cannot be rebuilt from its events; others go on (no effect)
+│   ├── ShardRefused               the shard cannot be served; says why (no effect)
+│   ├── Stale                      a local query, older than its caller allows (no effect)
+│   ├── DeadlineExceeded           no answer in time and never sent (no effect)
+│   └── OutcomeUnknown             no answer in time, or the session was forgotten: it may have been run
+└── WireError                      the connection between processes
+    ├── ConnectFailed              nobody there, or not who was expected
+    └── TokenRefused               the wire asks for another token
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """What processes say to each other: every frame is one msgpack list, its first item the kind.
 
-    HELLO    protocol, token, role              the first frame of whoever connects
-    WELCOME  protocol, app, service, incarnation, now_ms, [table]         or  GOODBYE text
-    CALL     [[shard, session, low, suspect, [[call, number, key, handler, args, kwargs, staleness], ...]], ...]
-    ANSWER   [[call, outcome], ...]             outcomes: rekindle.actors.outcomes
-    TABLE    [control term, version], {service: [[address, assignment] | None, ...]}
-    ASK      (nothing)                          answered by TABLE
-    ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
-    RELEASE  control term, [[shard, number], ...]
-    SERVING  shard, number, [term, offset, sequence]
-    LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
-    POSITIONS  [[shard, number, [term, offset, sequence]], ...]
-    PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
-    BEGAN    session, number, text              a suspect command, or (no session) a suspect shard's replay
-    ENDED    session, number
+HELLO    protocol, token, role              the first frame of whoever connects
+WELCOME  protocol, app, service, incarnation, now_ms, [table]         or  GOODBYE text
+CALL     [[shard, session, low, suspect, [[call, number, key, handler, args, kwargs, staleness], ...]], ...]
+ANSWER   [[call, outcome], ...]             outcomes: rekindle.actors.outcomes
+TABLE    [control term, version], {service: [[address, assignment] | None, ...]}
+ASK      (nothing)                          answered by TABLE
+ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
+RELEASE  control term, [[shard, number], ...]
+SERVING  shard, number, [term, offset, sequence]
+LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
+POSITIONS  [[shard, number, [term, offset, sequence]], ...]
+PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
+BEGAN    session, number, text              a suspect command, or (no session) a suspect shard's replay
+ENDED    session, number
 """
 
 from __future__ import annotations

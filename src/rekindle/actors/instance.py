@@ -46,9 +46,12 @@ from rekindle.actors.owner import SNAPSHOT_EVERY, Assignment, Floor, Owner, Surr
 from rekindle.actors.routes import Table
 from rekindle.actors.shard import Phase, Request
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, Wire
-from rekindle.events import EventLog, Partition, SnapshotStore, shard_of
+from rekindle.events import EventLog, Partition, SnapshotStore, Topic, shard_of
 
 KEY_BYTES_MAX: Final = 1_024
+SESSION_BYTES_MAX: Final = 64
+GREET_MAX_S: Final = 10.0
+"""How long a new connection may take to say who it is."""
 PULSE_S: Final = 0.2
 HELD_MS: Final = 400
 """A command that the pulse meets running for longer than this is named in it."""
@@ -75,6 +78,10 @@ class Hosted:
         """Where the shard's log is."""
         return Partition(f"{self.app}.{self.name}", shard)
 
+    def topic(self, *, fsync: bool = False) -> Topic:
+        """The contract of its log. fsync: asked for when it is created; never insisted on later."""
+        return Topic(f"{self.app}.{self.name}", self.shards, fsync=fsync)
+
 
 @dataclass(slots=True)
 class Host:
@@ -90,7 +97,7 @@ class Host:
     resident_bytes: Callable[[], int] = lambda: 0
     token: str | None = None
     randomness: Callable[[int], bytes] = os.urandom
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task to its end; its failure is a bug and is said."""
@@ -168,7 +175,16 @@ class Instance:
                     owner.shard.entities.sweep(SWEEP_STEPS)
                     await asyncio.sleep(0)
             if turns % round(POSITIONS_S / BEAT_S) == 0:
-                self._report(frame(POSITIONS, [[s, o.assignment.number, o.position] for s, o in self.owners.items() if o.shard.phase is Phase.OWNING]))
+                self._report(
+                    frame(
+                        POSITIONS,
+                        [
+                            [s, o.assignment.number, o.position]
+                            for s, o in self.owners.items()
+                            if o.shard.phase is Phase.OWNING
+                        ],
+                    )
+                )
 
     # --- connections -------------------------------------------------------------------------------------------
 
@@ -180,7 +196,7 @@ class Instance:
                 await link.run(lambda fields: self._on_frame(link, fields))
         except BadFrame as error:
             self.host.say(f"{self.incarnation}: a connection was closed: {error}")
-        except Closed:
+        except (Closed, TimeoutError):
             pass
         finally:
             for links in (self.links, self.controllers):
@@ -188,14 +204,21 @@ class Instance:
                     links.remove(link)
 
     async def _greet(self, link: Link) -> bool:
-        fields = parse(await link.connection.receive())
+        async with asyncio.timeout(GREET_MAX_S):
+            data = await link.connection.receive()
+        try:
+            fields = parse(data)
+        except BadFrame as error:
+            await link.refuse(str(error))
+            raise
         refusal = _refusal(fields, self.host.token)
         if refusal is not None:
-            await link.connection.send(frame(GOODBYE, refusal))
-            await link.connection.close()
+            await link.refuse(refusal)
             return False
         hosted = self.hosted
-        await link.connection.send(frame(WELCOME, PROTOCOL, hosted.app, hosted.name, self.incarnation, self.host.now_ms(), self.table.dump()))
+        await link.connection.send(
+            frame(WELCOME, PROTOCOL, hosted.app, hosted.name, self.incarnation, self.host.now_ms(), self.table.dump())
+        )
         if fields[3] == CONTROLLER:
             self.controllers.append(link)
         return True
@@ -219,15 +242,25 @@ class Instance:
     def _on_call(self, link: Link, groups: list[Any]) -> None:
         hosted, handlers = self.hosted, self.hosted.kind.handlers
         for shard, session, low, suspect, calls in groups:
+            _check_group(session, low)
+            suspect = bool(suspect and session)  # what has no session cannot be named
             owner = self.owners.get(shard)
             for call, number, key, name, args, kwargs, staleness in calls:
+                _check_call(call, session, number, key)
                 handler = handlers.get(name)
-                if handler is None or cached_shard_of(key, hosted.shards) != shard or len(key) > KEY_BYTES_MAX or handler.is_command != (number > 0):
+                if (
+                    handler is None
+                    or cached_shard_of(key, hosted.shards) != shard
+                    or len(key) > KEY_BYTES_MAX
+                    or handler.is_command != (number > 0)
+                ):
                     link.reply(call, outcomes.refused(self._why_bad(shard, number, key, name)))
                 elif owner is None:
                     self._send_away(link, call, shard)
                 else:
-                    owner.shard.submit(Request(link, call, session, number, low, key, handler, args, kwargs, suspect, staleness))
+                    owner.shard.submit(
+                        Request(link, call, session, number, low, key, handler, args, kwargs, suspect, staleness)
+                    )
 
     def _why_bad(self, shard: int, number: int, key: str, name: str) -> BadRequest:
         hosted = self.hosted
@@ -237,15 +270,24 @@ class Instance:
         if len(key) > KEY_BYTES_MAX:
             return BadRequest(f"a key of {len(key)} characters, {KEY_BYTES_MAX} are allowed")
         if handler.is_command != (number > 0):
-            return BadRequest(f"{handler.name} is a {'command' if handler.is_command else 'query'}, it came with number {number}")
-        return BadRequest(f"{key!r} is in shard {shard_of(key, hosted.shards)} of {hosted.shards}, it was sent to shard {shard}")
+            return BadRequest(
+                f"{handler.name} is a {'command' if handler.is_command else 'query'}, it came with number {number}"
+            )
+        return BadRequest(
+            f"{key!r} is in shard {shard_of(key, hosted.shards)} of {hosted.shards}, it was sent to shard {shard}"
+        )
 
     def _send_away(self, link: Link, call: int, shard: int) -> None:
         route = self.table.owner(self.hosted.name, shard)
         if 0 <= shard < self.hosted.shards:
             link.reply(call, outcomes.moved(route and route.address, -1 if route is None else route.assignment))
         else:
-            link.reply(call, outcomes.refused(ShardRefused(f"{self.hosted.name} has shards 0 to {self.hosted.shards - 1}, not {shard}")))
+            link.reply(
+                call,
+                outcomes.refused(
+                    ShardRefused(f"{self.hosted.name} has shards 0 to {self.hosted.shards - 1}, not {shard}")
+                ),
+            )
 
     # --- the controller ----------------------------------------------------------------------------------------
 
@@ -269,7 +311,9 @@ class Instance:
             return
         if current is not None:
             current.stop(f"replaced by assignment {assignment.number}")
-        owner = Owner(self.hosted.partition(assignment.shard), self.hosted.kind, assignment, self.incarnation, self.around)
+        owner = Owner(
+            self.hosted.partition(assignment.shard), self.hosted.kind, assignment, self.incarnation, self.around
+        )
         self.owners[assignment.shard] = owner
         self.host.spawn(self._own(owner))
 
@@ -279,7 +323,11 @@ class Instance:
         if self.owners.get(shard) is owner:
             del self.owners[shard]
         error = None if owner.error is None else type(owner.error).__name__
-        self._report(frame(LOST, shard, owner.assignment.number, owner.reason, error, owner.position, owner.shard.fold.assignment))
+        self._report(
+            frame(
+                LOST, shard, owner.assignment.number, owner.reason, error, owner.position, owner.shard.fold.assignment
+            )
+        )
 
     def _release(self, shard: int, number: int) -> None:
         owner = self.owners.get(shard)
@@ -334,7 +382,20 @@ def require_token(bind: str, token: str | None) -> None:
     """Bound beyond loopback, the wire needs a token from the first day. Raises ValueError."""
     host = bind.rpartition(":")[0]
     if token is None and not (host.startswith("127.") or host in ("localhost", "::1", "[::1]")):
-        raise ValueError(f"listening on {bind} needs a token (REKINDLE_TOKEN): without one only loopback addresses are served")
+        raise ValueError(
+            f"listening on {bind} needs a token (REKINDLE_TOKEN): without one only loopback addresses are served"
+        )
+
+
+def _check_group(session: Any, low: Any) -> None:
+    """These get into the log, where a wrong type would stop every reader. Raises `BadFrame`."""
+    if type(session) is not bytes or len(session) > SESSION_BYTES_MAX or type(low) is not int or low < 0:
+        raise BadFrame(f"expected a session of at most {SESSION_BYTES_MAX} bytes and a low mark, got {session!r:.80} and {low!r:.80}")
+
+
+def _check_call(call: Any, session: bytes, number: Any, key: Any) -> None:
+    if type(call) is not int or type(number) is not int or type(key) is not str or number < 0 or (number and not session):
+        raise BadFrame(f"expected a call, a number (0 without a session) and a key, got {call!r:.80}, {number!r:.80} and {key!r:.80}")
 
 
 def _refusal(fields: list[Any], token: str | None) -> str | None:
@@ -342,8 +403,7 @@ def _refusal(fields: list[Any], token: str | None) -> str | None:
     if len(fields) != 4 or fields[0] != HELLO:
         return f"expected HELLO, protocol, token, role; got kind {fields[0]} with {len(fields) - 1} fields"
     if fields[1] != PROTOCOL:
-        return f"protocol {fields[1]} is not spoken here, {PROTOCOL} is"
+        return f"protocol {fields[1]!r:.80} is not spoken here, {PROTOCOL} is"
     if token is not None and not hmac.compare_digest(str(fields[2] or "").encode(), token.encode()):
         return "token refused: another token is asked for here (REKINDLE_TOKEN)"
     return None
-

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from rekindle.actors.frames import ANSWER, frame, parse
+from rekindle.actors.frames import ANSWER, GOODBYE, BadFrame, frame, parse
 from rekindle.actors.outcomes import failed
-from rekindle.actors.wire import FRAME_BYTES_MAX, Closed, Connection
+from rekindle.actors.wire import CLOSE_MAX_S, FRAME_BYTES_MAX, Closed, Connection
 from rekindle.events import RecordTooLarge
 
 WAITING_BYTES_MAX: Final = 4 * FRAME_BYTES_MAX
@@ -52,19 +52,29 @@ class Link:
         self._wake.set()
 
     async def run(self, on_frame: Callable[[list[Any]], None]) -> None:
-        """Receive and send until the connection is gone, or `on_frame` raises."""
+        """Receive and send until the connection is gone, or `on_frame` raises; `BadFrame` is told to the other side."""
         sender = asyncio.get_running_loop().create_task(self._send_all())
         try:
             while True:
                 on_frame(parse(await self.connection.receive()))
         except Closed:
             pass
+        except BadFrame as error:
+            await self.refuse(str(error))
+            raise
         finally:
             self.gone = True
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sender
             await self.connection.close()
+
+    async def refuse(self, reason: str) -> None:
+        """Say why, and close."""
+        with contextlib.suppress(Closed, TimeoutError):
+            async with asyncio.timeout(CLOSE_MAX_S):
+                await self.connection.send(frame(GOODBYE, reason))
+        await self.connection.close()
 
     async def _send_all(self) -> None:
         with contextlib.suppress(Closed):

@@ -1,10 +1,10 @@
 """How a call ended, as it travels: one packed list, its first item a code.
 
-    [OK, value]   [REJECTED, class, fields]   [FAILED, text]            outcomes of commands: they are in the log
-    [OK, value, age in ms]                                              a local query
-    [REFUSED, error class, text]                                        certainly not run; the same every time
-    [MOVED, address | None, assignment]   [BUSY, waiting, limit]        not run here and now: the client tries again
-    [FORGOTTEN, text]                                                   it may have been run; never again
+[OK, value]   [REJECTED, class, fields]   [FAILED, text]            outcomes of commands: they are in the log
+[OK, value, age in ms]                                              a local query
+[REFUSED, error class, text]                                        certainly not run; the same every time
+[MOVED, address | None, assignment]   [BUSY, waiting, limit]        not run here and now: the client tries again
+[FORGOTTEN, text]                                                   it may have been run; never again
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rekindle.actors.entity import EntityType, HandlerType, Rejected
-from rekindle.actors.errors import BadRequest, CallError, CommandFailed, EntityQuarantined, OutcomeUnknown, ShardRefused, Stale
+from rekindle.actors.errors import (
+    BadRequest,
+    CallError,
+    CommandFailed,
+    EntityQuarantined,
+    OutcomeUnknown,
+    ShardRefused,
+    Stale,
+)
 from rekindle.events import pack
 
 OK: Final = 0
@@ -34,12 +42,21 @@ def rejected(error: Rejected) -> bytes:
 
 def failed(error: BaseException) -> bytes:
     """The outcome of a command whose handler raised."""
-    return pack([FAILED, f"{type(error).__name__}: {error}"[:_TEXT_MAX]])
+    return pack([FAILED, f"{type(error).__name__}: {_text_of(error)}"])
 
 
 def refused(error: CallError) -> bytes:
     """The answer to a call that was not run and never will be."""
-    return pack([REFUSED, type(error).__name__, str(error)[:_TEXT_MAX]])
+    return pack([REFUSED, type(error).__name__, _text_of(error)])
+
+
+def _text_of(error: BaseException) -> str:
+    """The error's text such that it can travel, whatever the user's class does to it."""
+    try:
+        text = str(error)
+    except Exception as worse:  # noqa: BLE001 - a `__str__` may raise anything
+        text = f"(its text cannot be had: {type(worse).__name__})"
+    return text[:_TEXT_MAX].encode(errors="backslashreplace").decode()
 
 
 def moved(address: str | None, assignment: int) -> bytes:

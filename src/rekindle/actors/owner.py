@@ -26,6 +26,7 @@ from rekindle.events import (
     Entry,
     EventLog,
     Fold,
+    InternalError,
     Keyed,
     LogTruncated,
     LogUnavailable,
@@ -67,6 +68,9 @@ class Floor(NamedTuple):
     sequence: int = 0
 
 
+NO_FLOOR: Final = Floor()
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """The controller's word that an instance is to own a shard.
@@ -77,7 +81,7 @@ class Assignment:
 
     shard: int
     number: int
-    floor: Floor = Floor()
+    floor: Floor = NO_FLOOR
     suspect: bool = False
     poison: tuple[tuple[bytes, int], ...] = ()
 
@@ -97,17 +101,19 @@ class Surroundings:
     witness: Witness
     say: Callable[[str], None]
     snapshot_every: int = SNAPSHOT_EVERY
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict[str, int])
 
-    def count(self, what: str) -> None:
-        """One more of something that an operator may want to know."""
-        self.counters[what] = self.counters.get(what, 0) + 1
+    def count(self, what: str, more: int = 1) -> None:
+        """One more, or several, of something that an operator may want to know."""
+        self.counters[what] = self.counters.get(what, 0) + more
 
 
 class Owner:
     """Owns one shard from its assignment until it is fenced or gives up."""
 
-    def __init__(self, partition: Partition, kind: EntityType, assignment: Assignment, incarnation: str, around: Surroundings) -> None:
+    def __init__(
+        self, partition: Partition, kind: EntityType, assignment: Assignment, incarnation: str, around: Surroundings
+    ) -> None:
         self.partition = partition
         self.kind = kind
         self.assignment = assignment
@@ -144,18 +150,25 @@ class Owner:
             for _ in range(TAKEOVERS_MAX):
                 try:
                     await self._own(on_serving)
-                    self.reason = self.reason or f"fenced by assignment {self.shard.fold.assignment} of {self.shard.fold.incarnation}"
+                    self.reason = (
+                        self.reason
+                        or f"fenced by assignment {self.shard.fold.assignment} of {self.shard.fold.incarnation}"
+                    )
                     return
                 except AppendRefused as error:
                     self._start_again(error)
             raise LogUnavailable(f"{self.partition}: the log refused appends of {TAKEOVERS_MAX} takeovers")
         except RekindleError as error:
-            self.error = error
-            self.reason = f"{type(error).__name__}: {error}"
-            self.around.say(f"{self.partition}: gave up: {self.reason}")
+            self._give_up(error)
+        except Exception as error:  # noqa: BLE001 - our bug, or the log's: a shard that nobody serves must be heard of
+            self._give_up(InternalError(f"{self.partition} after offset {self.shard.fold.offset}: {error!r}"))
         finally:
             self.shard.stop()
 
+    def _give_up(self, error: RekindleError) -> None:
+        self.error = error
+        self.reason = f"{type(error).__name__}: {error}"
+        self.around.say(f"{self.partition}: gave up: {self.reason}")
     def _start_again(self, error: AppendRefused) -> None:
         """The log will never take what was run: nothing of it was answered, so forget it and read what is true."""
         self.around.count("append_refused")
@@ -226,7 +239,9 @@ class Owner:
             await self._read(shard, floor.offset)
             if (shard.fold.term, shard.fold.sequence) != (floor.term, floor.sequence):
                 found = f"term {shard.fold.term} sequence {shard.fold.sequence}"
-                raise LogTruncated(f"{self.partition} (was {found} at offset {floor.offset})", floor.sequence, shard.fold.sequence)
+                raise LogTruncated(
+                    f"{self.partition} (was {found} at offset {floor.offset})", floor.sequence, shard.fold.sequence
+                )
         await self._read(shard, claimed + 1)
 
     def _check_floor(self, shard: Shard) -> None:
@@ -246,6 +261,15 @@ class Owner:
                     await asyncio.sleep(0)
 
     def _feed(self, shard: Shard, entries: Sequence[Entry]) -> None:
+        strangers = shard.fold.strangers
+        self._feed_named(shard, entries)
+        strangers = shard.fold.strangers - strangers
+        if strangers:
+            self.around.count("strangers", strangers)
+            where = f"from offset {entries[0].offset} to {entries[-1].offset}"
+            self.around.say(f"{self.partition}: {strangers} records {where} are not ours, they count for nothing")
+
+    def _feed_named(self, shard: Shard, entries: Sequence[Entry]) -> None:
         if not self.assignment.suspect:
             shard.feed(entries)
             return
@@ -262,7 +286,9 @@ class Owner:
             if entries:
                 return entries
             if asyncio.get_running_loop().time() > until:
-                raise LogUnavailable(f"{self.partition}: offset {self.shard.fold.offset} is in the log and cannot be read")
+                raise LogUnavailable(
+                    f"{self.partition}: offset {self.shard.fold.offset} is in the log and cannot be read"
+                )
 
     # --- serving -----------------------------------------------------------------------------------------------
 
@@ -273,7 +299,9 @@ class Owner:
             while shard.phase is Phase.OWNING and (shard.staged or shard.reads):
                 await self._wait_for_barrier(shard)
                 await self._flush(shard)
-                if shard.since_snapshot >= max(self.around.snapshot_every, self._blob_size // SNAPSHOT_BYTES_PER_COMMIT):
+                if shard.since_snapshot >= max(
+                    self.around.snapshot_every, self._blob_size // SNAPSHOT_BYTES_PER_COMMIT
+                ):
                     self._take_snapshot(shard)
 
     async def _wait_for_barrier(self, shard: Shard) -> None:
@@ -300,7 +328,9 @@ class Owner:
             base = await self._append(batch)
         except AppendUnknown as error:
             self.around.count("doubt")
-            self.around.say(f"{self.partition}: outcome of an append of {len(batch)} records is unknown, claiming again: {error}")
+            self.around.say(
+                f"{self.partition}: outcome of an append of {len(batch)} records is unknown, claiming again: {error}"
+            )
             base = -1
         if shard.phase is not Phase.OWNING:
             return
@@ -329,7 +359,9 @@ class Owner:
         if self.around.snapshots is None or self._saving:
             return
         self._saving = True
-        shard.snapshot(f"{self.partition.topic}/{self.partition.index:04d}/{shard.sequence + 1:020d}-{self.incarnation}")
+        shard.snapshot(
+            f"{self.partition.topic}/{self.partition.index:04d}/{shard.sequence + 1:020d}-{self.incarnation}"
+        )
 
     def _on_snapshot(self, captured: Captured, fold: list[Any], sequence: int) -> None:
         self.around.spawn(self._save(captured, fold, sequence))
@@ -345,7 +377,9 @@ class Owner:
             self.around.count("snapshot_saved")
         except SnapshotError as error:
             self.around.count("snapshot_failed")
-            self.around.say(f"{self.partition}: snapshot at sequence {sequence} failed, the log is whole without it: {error}")
+            self.around.say(
+                f"{self.partition}: snapshot at sequence {sequence} failed, the log is whole without it: {error}"
+            )
         finally:
             self._saving = False
 
@@ -371,7 +405,12 @@ def blob_of(captured: Captured, fold: list[Any], kind: EntityType) -> bytes:
 
 
 async def load_snapshot(
-    store: SnapshotStore, log: EventLog, partition: Partition, kind: EntityType, say: Callable[[str], None], at_most: int | None = None
+    store: SnapshotStore,
+    log: EventLog,
+    partition: Partition,
+    kind: EntityType,
+    say: Callable[[str], None],
+    at_most: int | None = None,
 ) -> tuple[Fold, Captured, int] | None:
     """The newest snapshot that is whole and fits: what the rules know, all entities, its size. None: replay everything.
 
@@ -382,12 +421,14 @@ async def load_snapshot(
     except SnapshotError as error:
         say(f"{partition}: snapshots cannot be read, full replay: {error}")
         return None
-    for error in errors:
-        say(f"{partition}: a snapshot is not usable, trying the one before: {error}")
+    for damage in errors:
+        say(f"{partition}: a snapshot is not usable, trying the one before: {damage}")
     if pointer is None:
         return None
     if unpack(segments["kind"]) != kind.fingerprint:
-        say(f"{partition}: the snapshot at offset {pointer.offset} has other fields than {kind.name} has now, full replay")
+        say(
+            f"{partition}: the snapshot at offset {pointer.offset} has other fields than {kind.name} has now, full replay"
+        )
         return None
     await _confirm(log, partition, pointer.offset, pointer.sequence)
     captured = Captured(unpack(segments["entities"]), unpack(segments["quarantined"]))
@@ -400,4 +441,8 @@ async def _confirm(log: EventLog, partition: Partition, offset: int, sequence: i
         entries = await reader.next(LOG_AWAY_MAX_S)
     record = decode(entries[0].value) if entries else None
     if not (isinstance(record, Commit) and record.kind == SNAPSHOTTED and record.sequence == sequence):
-        raise LogTruncated(f"{partition} (the record of its snapshot is not at offset {offset})", offset, entries[0].offset if entries else -1)
+        raise LogTruncated(
+            f"{partition} (the record of its snapshot is not at offset {offset})",
+            offset,
+            entries[0].offset if entries else -1,
+        )

@@ -18,14 +18,16 @@ _SLICE: Final = 500
 class Replica:
     """A shard's state at some offset of its log."""
 
-    def __init__(self, hosted: Hosted, shard: int, log: EventLog, snapshots: SnapshotStore | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, hosted: Hosted, shard: int, log: EventLog, snapshots: SnapshotStore | None, say: Callable[[str], None]
+    ) -> None:
         self.hosted = hosted
         self.partition = hosted.partition(shard)
         self.log = log
         self.snapshots = snapshots
         self.say = say
         self.fold = Fold()
-        self.entities = Entities(hosted.kind)
+        self.entities = Entities(hosted.kind, lambda reason: say(f"{self.partition}: quarantined {reason}"))
 
     async def load(self, at_most: int | None = None) -> None:
         """Start from the newest snapshot at or below an offset, if there is one."""
@@ -50,14 +52,11 @@ class Replica:
                         return
                     record = decode(entry.value)
                     if self.fold.feed(entry.offset, record) and record.events:  # type: ignore[union-attr]
-                        self._replay(record, entry.value)
+                        self.entities.replay(record, entry.value)  # type: ignore[arg-type]
                 if not entries and asyncio.get_running_loop().time() > until:
-                    raise LogUnavailable(f"{self.partition}: offset {self.fold.offset} is in the log and cannot be read")
-
-    def _replay(self, record: object, value: object) -> None:
-        reason = self.entities.replay(record, value)  # type: ignore[arg-type]
-        if reason is not None:
-            self.say(f"{self.partition}: quarantined {reason}")
+                    raise LogUnavailable(
+                        f"{self.partition}: offset {self.fold.offset} is in the log and cannot be read"
+                    )
 
     def entity(self, key: str) -> Entity | None:
         """The entity as it is; None if nobody has written to it. Raises `Undecodable`."""
@@ -70,7 +69,9 @@ class Replica:
         """An entity's version (its events so far) and state; None if it is as new. Raises `Undecodable` if quarantined."""
         bad = self.entities.quarantined.get(key)
         if bad is not None:
-            raise Undecodable(f"{key!r} is quarantined: {bad.reason}; {len(bad.events)} events since its last good state")
+            raise Undecodable(
+                f"{key!r} is quarantined: {bad.reason}; {len(bad.events)} events since its last good state"
+            )
         active = self.entities.active.get(key)
         if active is not None:
             return active.version, dict(vars(active.entity))

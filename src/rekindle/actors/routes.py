@@ -18,7 +18,7 @@ class Table:
     """Owners by service and shard. `version` is (control term, count): the higher one is the newer."""
 
     version: tuple[int, int] = (-1, 0)
-    services: dict[str, list[Route | None]] = field(default_factory=dict)
+    services: dict[str, list[Route | None]] = field(default_factory=dict[str, list[Route | None]])
 
     def owner(self, service: str, shard: int) -> Route | None:
         """Who owns the shard, as far as this table knows."""

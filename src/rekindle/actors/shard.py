@@ -20,15 +20,16 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 from rekindle.actors import outcomes
 from rekindle.actors.entities import Active, Captured, Entities
-from rekindle.actors.entity import Entity, EntityType, HandlerType, Rejected
-from rekindle.actors.errors import BadRequest, CallError, CommandFailed, EntityQuarantined, ShardRefused, Stale
+from rekindle.actors.entity import Entity, EntityType, HandlerType, Rejected, WrongArguments
+from rekindle.actors.errors import BadRequest, CommandFailed, EntityQuarantined, ShardRefused, Stale
 from rekindle.events import (
     BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -91,6 +92,10 @@ class Request(NamedTuple):
     suspect: bool
     staleness_ms: int | None
 
+    @property
+    def identity(self) -> tuple[bytes, int]:
+        """What names it to those who look for a killer. A query has no number: it goes by its caller's own of the call."""
+        return self.session, self.number or self.call
 
 class Staged(NamedTuple):
     """A commit that was executed and is not verified, and who waits for it."""
@@ -138,7 +143,15 @@ class Edge(NamedTuple):
 class Shard:
     """The owner of one shard."""
 
-    def __init__(self, partition: Partition, kind: EntityType, assignment: int, incarnation: str, edge: Edge, record_bytes_max: int = RECORD_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        kind: EntityType,
+        assignment: int,
+        incarnation: str,
+        edge: Edge,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+    ) -> None:
         self.partition = partition
         self.kind = kind
         self.assignment = assignment
@@ -147,7 +160,7 @@ class Shard:
         self.record_bytes_max = record_bytes_max
         self.phase = Phase.REPLAYING
         self.fold = Fold()
-        self.entities = Entities(kind)
+        self.entities = Entities(kind, edge.on_quarantine)
         self.term = -1
         self.sequence = 0
         self.time = 0
@@ -156,6 +169,7 @@ class Shard:
         self.flight: deque[Staged] = deque()
         self.outcomes: dict[tuple[bytes, int], bytes] = {}
         self.reads: dict[int, list[tuple[Sink, int, bytes]]] = {}
+        self.reading = 0
         self.waiting: deque[Request] = deque()
         self.queued = 0
         self.resume: dict[int, list[Active]] = {}
@@ -168,10 +182,11 @@ class Shard:
     def submit(self, request: Request) -> None:
         """Take a request: run it, let it wait, or answer that it cannot be taken."""
         if self.phase is Phase.OWNING:
-            if len(self.staged) + len(self.flight) < UNVERIFIED_MAX:
+            unverified = len(self.staged) + len(self.flight) + self.reading
+            if unverified < UNVERIFIED_MAX:
                 self._run(request)
             else:
-                request.sink.reply(request.call, outcomes.busy(len(self.staged) + len(self.flight), UNVERIFIED_MAX))
+                request.sink.reply(request.call, outcomes.busy(unverified, UNVERIFIED_MAX))
         elif self.phase is Phase.STOPPED:
             request.sink.reply(request.call, outcomes.moved(None, self.fold.assignment))
         elif len(self.waiting) < WAITING_MAX:
@@ -208,54 +223,84 @@ class Shard:
 
     def _activate(self, request: Request) -> Active | None:
         key, entities = request.key, self.entities
+        if self._is_quarantined(request):
+            return None
+        if entities.bytes > STATE_BYTES_MAX and key not in entities.idle:
+            text = f"shard {self.partition} holds {entities.bytes} bytes of state, {STATE_BYTES_MAX} are allowed; {key!r} would be new"
+            request.sink.reply(request.call, outcomes.refused(ShardRefused(text)))
+            return None
         try:
-            if key in entities.quarantined:
-                raise EntityQuarantined(f"quarantined: {entities.quarantined[key].reason}")
-            if entities.bytes > STATE_BYTES_MAX and key not in entities.idle:
-                raise ShardRefused(f"shard {self.partition} holds {entities.bytes} bytes of state, {STATE_BYTES_MAX} are allowed; {key!r} would be new")
-            return entities.activate(key)
+            active = entities.activate(key)
         except Undecodable as error:
-            reason = entities.quarantine_idle(key, error)
-            self.edge.on_quarantine(reason)
-            request.sink.reply(request.call, outcomes.refused(EntityQuarantined(f"quarantined: {reason}")))
-        except CallError as error:
-            request.sink.reply(request.call, outcomes.refused(error))
-        return None
+            entities.quarantine_idle(key, error)
+            self._is_quarantined(request)
+            return None
+        active.last = self.sequence  # what it did before it was put away, or deleted, need not be verified yet
+        return active
+
+    def _is_quarantined(self, request: Request) -> bool:
+        """Whether the entity is in quarantine; then the request is answered."""
+        quarantined = self.entities.quarantined.get(request.key)
+        if quarantined is None:
+            return False
+        error = EntityQuarantined(f"quarantined: {quarantined.reason}")
+        request.sink.reply(request.call, outcomes.refused(error))
+        return True
 
     def _execute(self, request: Request, active: Active) -> None:
         """Run a plain handler to its end and stage what came of it."""
-        if request.suspect and not self._may_run(request, active):
+        if request.suspect and self._is_poison(request, active):
             return
-        handler, entity, witness = request.handler, active.entity, self.edge.witness
-        emitted = self._begin(entity, handler)
-        witness.executing = request
+        entity = active.entity
+        emitted = self._begin(entity, request.handler)
         try:
-            args, kwargs = handler.arguments_of(request.args, request.kwargs)
-            outcome = pack((outcomes.OK, handler.function(entity, *args, **kwargs)))
-        except _RAISED as error:
+            outcome = self._call(request, entity)
+            _check_applied(entity, emitted)
+        except BaseException as error:  # noqa: BLE001 - a handler is the user's code: nothing it raises ends more than it
             self._end_raised(request, active, emitted, error)
         else:
             self._end(request, active, emitted, outcome)
         finally:
-            witness.executing = None
             entity._emitted = None  # pyright: ignore[reportPrivateUsage]
-            if request.suspect:
-                witness.ended(request.session, request.number)
 
-    def _may_run(self, request: Request, active: Active) -> bool:
-        """A command that was in flight when an instance died runs under its name, and not at all if two died of it."""
-        if (request.session, request.number) in self.poison:
-            self._commit(request, active, [], _poisoned(request))
+    def _call(self, request: Request, entity: Entity, *age: int) -> bytes:
+        handler = request.handler
+        self._enter(request)
+        try:
+            args, kwargs = handler.arguments_of(request.args, request.kwargs)
+            return pack((outcomes.OK, handler.function(entity, *args, **kwargs), *age))
+        finally:
+            self._leave(request)
+
+    def _enter(self, request: Request) -> None:
+        """From here on the handler may hold the loop, or end the process: then it is known which one it was."""
+        self.edge.witness.executing = request
+        if request.suspect:
+            self.edge.witness.began(*request.identity, f"{request.handler.name} of {request.key!r}")
+
+    def _leave(self, request: Request) -> None:
+        self.edge.witness.executing = None
+        if request.suspect:
+            self.edge.witness.ended(*request.identity)
+
+    def _is_poison(self, request: Request, active: Active) -> bool:
+        """Whether two instances died of the request; then it is answered, and never run again."""
+        if request.identity not in self.poison:
             return False
-        self.edge.witness.began(request.session, request.number, f"{request.handler.name} of {request.key!r}")
+        error = CommandFailed(
+            f"poison: two instances died while {request.handler.name} of {request.key!r} was running; it is not run again"
+        )
+        if request.number:
+            self._commit(request, active, [], outcomes.failed(error))
+        else:
+            request.sink.reply(request.call, outcomes.refused(error))
         return True
 
     def _begin(self, entity: Entity, handler: HandlerType) -> list[bytes]:
         emitted: list[bytes] = []
         entity._emitted = emitted if handler.is_command else None  # pyright: ignore[reportPrivateUsage]
         now = self.edge.now_ms()
-        if now > self.time:
-            self.time = now
+        self.time = max(self.time, now)
         entity.now_ms = self.time
         return emitted
 
@@ -265,14 +310,14 @@ class Shard:
         else:
             self._answer_read(request, outcome)
 
-    def _end_raised(self, request: Request, active: Active, emitted: list[bytes], error: Exception | SystemExit) -> None:
+    def _end_raised(self, request: Request, active: Active, emitted: list[bytes], error: BaseException) -> None:
         """The handler raised: its events never were. A refusal is an outcome like any other."""
         if emitted:
             self.entities.undo(active)
-        if isinstance(error, BadRequest):
-            request.sink.reply(request.call, outcomes.refused(error))
-            return
-        self._end(request, active, [], _outcome_of(error))
+        if isinstance(error, WrongArguments):
+            request.sink.reply(request.call, outcomes.refused(BadRequest(str(error))))
+        elif not self._is_quarantined(request):
+            self._end(request, active, [], _outcome_of(error))
 
     def _commit(self, request: Request, active: Active, emitted: list[bytes], outcome: bytes) -> None:
         entity = active.entity
@@ -280,14 +325,15 @@ class Shard:
         _, call, session, number, low, key, *_ = request
         sequence = self.sequence + 1
         fields = (COMMAND, self.term, sequence, self.time, session, number, low, key, version, outcome, None)
+        place = key.encode()
         value = with_events(pack((MARK, VERSION, *fields)), emitted)
-        if len(value) > self.record_bytes_max:
-            self._refuse_large(request, active, emitted, len(value))
+        if len(place) + len(value) > self.record_bytes_max:
+            self._refuse_large(request, active, emitted, len(place) + len(value))
             return
         self.sequence = active.last = sequence
         self.outcomes[session, number] = outcome
         commit = _new(Commit, (*fields, []))
-        self.staged.append(_new(Staged, (commit, (key.encode(), value), request.sink, call)))
+        self.staged.append(_new(Staged, (commit, (place, value), request.sink, call)))
         if emitted:
             self.entities.executed(key, active, value, version)
         self.edge.wake()
@@ -302,17 +348,22 @@ class Shard:
         """Answer when an append that is sent from now on, and not before anything seen, is verified."""
         sequence = self.sequence if self.staged else self.sequence + 1
         self.reads.setdefault(sequence, []).append((request.sink, request.call, payload))
+        self.reading += 1
         self.edge.wake()
 
     def _answer_local(self, request: Request, active: Active) -> None:
         age = self.edge.now_ms() - self.verified_at_ms
         if age > (request.staleness_ms or 0):
-            request.sink.reply(request.call, outcomes.refused(Stale(f"{age} ms since the log confirmed this shard, {request.staleness_ms} ms allowed")))
+            error = Stale(f"{age} ms since the log confirmed this shard, {request.staleness_ms} ms allowed")
+            request.sink.reply(request.call, outcomes.refused(error))
+            return
+        if request.suspect and self._is_poison(request, active):
             return
         try:
-            args, kwargs = request.handler.arguments_of(request.args, request.kwargs)
-            payload = pack((outcomes.OK, request.handler.function(active.entity, *args, **kwargs), age))
-        except _RAISED as error:
+            payload = self._call(request, active.entity, age)
+        except WrongArguments as error:
+            payload = outcomes.refused(BadRequest(str(error)))
+        except BaseException as error:  # noqa: BLE001 - as in `_execute`
             payload = _outcome_of(error)
         request.sink.reply(request.call, payload)
 
@@ -347,7 +398,7 @@ class Shard:
         active.busy = False
 
     async def _next_in_turn(self, request: Request, active: Active) -> None:
-        if request.number and not self._is_new(request):
+        if (request.number and not self._is_new(request)) or self._is_quarantined(request):
             return
         if request.handler.is_async:
             await self._execute_async(request, active)
@@ -355,27 +406,58 @@ class Shard:
             self._execute(request, active)
 
     async def _execute_async(self, request: Request, active: Active) -> None:
-        if request.suspect and not self._may_run(request, active):
+        if request.suspect and self._is_poison(request, active):
             return
-        handler, entity = request.handler, active.entity
-        emitted = self._begin(entity, handler)
-        raised: Exception | SystemExit | None = None
+        entity = active.entity
+        emitted = self._begin(entity, request.handler)
+        raised: BaseException | None = None
         outcome = b""
         try:
-            args, kwargs = handler.arguments_of(request.args, request.kwargs)
-            async with asyncio.timeout(ASYNC_HANDLER_MAX_S):
-                outcome = pack((outcomes.OK, await handler.function(entity, *args, **kwargs)))
-        except _RAISED as error:
+            outcome = await self._call_async(request, entity)
+            _check_applied(entity, emitted)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # it is this process that ends, not the handler
+                raise
+            raised = error
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - as in `_execute`
             raised = error
         entity._emitted = None  # pyright: ignore[reportPrivateUsage]
-        if request.suspect:
-            self.edge.witness.ended(request.session, request.number)
-        if self.phase is Phase.STOPPED:
+        if self.phase is Phase.STOPPED or self._is_quarantined(request):
             return
         if raised is None:
             self._end(request, active, emitted, outcome)
         else:
             self._end_raised(request, active, emitted, raised)
+
+    async def _call_async(self, request: Request, entity: Entity) -> bytes:
+        handler = request.handler
+        args, kwargs = handler.arguments_of(request.args, request.kwargs)
+        try:
+            async with asyncio.timeout(ASYNC_HANDLER_MAX_S) as limit:
+                return pack((outcomes.OK, await self._in_steps(request, handler.function(entity, *args, **kwargs))))
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"it took more than {ASYNC_HANDLER_MAX_S} s; everything else of the entity waited") from error
+
+    @types.coroutine
+    def _in_steps(self, request: Request, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Await a handler so that each of its steps runs under its name; in between others run."""
+        resume: Callable[[Any], Any] = work.send
+        value: Any = None
+        while True:
+            self._enter(request)
+            try:
+                waits_for = resume(value)
+            except StopIteration as result:
+                return result.value
+            finally:
+                self._leave(request)
+            try:
+                resume, value = work.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - what is thrown at us is meant for the handler
+                resume, value = work.throw, error
 
     # --- batches -----------------------------------------------------------------------------------------------
 
@@ -391,7 +473,8 @@ class Shard:
             self._stage_mark(BARRIER, "")
         size = 0
         while self.staged and len(self.flight) < BATCH_RECORDS_MAX:
-            size += len(self.staged[0].keyed[1] or b"") + _RECORD_OVERHEAD
+            key, value = self.staged[0].keyed
+            size += len(key or b"") + len(value or b"") + _RECORD_OVERHEAD
             if self.flight and size > BATCH_BYTES_MAX:
                 break
             self.flight.append(self.staged.popleft())
@@ -432,7 +515,9 @@ class Shard:
         while flight:
             staged = flight.popleft()
             counted = fold.feed(offset, staged.commit)
-            assert counted, f"{self.partition}: own commit {staged.commit.sequence} of term {staged.commit.term} is void at {offset}"
+            assert counted, (
+                f"{self.partition}: own commit {staged.commit.sequence} of term {staged.commit.term} is void at {offset}"
+            )
             self._verified(staged)
             offset += 1
         self.since_snapshot += offset - base
@@ -448,7 +533,9 @@ class Shard:
         elif commit.kind == SNAPSHOTTED and commit.sequence in self.capturing:
             self.edge.on_snapshot(self.capturing.pop(commit.sequence), self.fold.dump(), commit.sequence)
         if self.reads:
-            for sink, call, payload in self.reads.pop(commit.sequence, ()):
+            answers = self.reads.pop(commit.sequence, ())
+            self.reading -= len(answers)
+            for sink, call, payload in answers:
                 sink.reply(call, payload)
         if self.resume:
             for active in self.resume.pop(commit.sequence, ()):
@@ -467,13 +554,15 @@ class Shard:
             if not replaying:
                 self._feed_own(record)
             elif record.events:  # type: ignore[union-attr]
-                reason = replay(record, value)  # type: ignore[arg-type]
-                if reason is not None:
-                    self.edge.on_quarantine(reason)
+                replay(record, value)  # type: ignore[arg-type]
 
     def _feed_own(self, record: Any) -> None:
         # A newer owner's commits are not ours, whatever their sequence; `settle` finds that we are fenced.
-        if self.fold.owned_by(self.assignment, self.incarnation) and self.flight and self.flight[0].commit.sequence == record.sequence:
+        if (
+            self.fold.owned_by(self.assignment, self.incarnation)
+            and self.flight
+            and self.flight[0].commit.sequence == record.sequence
+        ):
             self._verified(self.flight.popleft())
 
     def settle(self) -> None:
@@ -504,14 +593,18 @@ class Shard:
         self.flight.clear()
         self.staged = deque(self._under_new_term(staged) for staged in unverified)
         sequences = [staged.commit.sequence for staged in self.staged]
-        assert sequences == list(range(self.fold.sequence + 1, self.sequence + 1)), f"{self.partition}: {sequences} after {self.fold.sequence}"
+        assert sequences == list(range(self.fold.sequence + 1, self.sequence + 1)), (
+            f"{self.partition}: {sequences} after {self.fold.sequence}"
+        )
         self.edge.wake()
 
     def _under_new_term(self, staged: Staged) -> Staged:
         key, value = staged.keyed
         commit = decode(value)
         assert isinstance(commit, Commit), f"not a commit: {commit!r}"
-        return staged._replace(commit=staged.commit._replace(term=self.term), keyed=(key, encode(commit._replace(term=self.term))))
+        return staged._replace(
+            commit=staged.commit._replace(term=self.term), keyed=(key, encode(commit._replace(term=self.term)))
+        )
 
     def stop(self) -> None:
         """Fenced, or told to go: nothing more is answered from here; whoever waits is sent to the owner."""
@@ -532,27 +625,26 @@ class Shard:
             waiting.clear()
         for held in (self.reads, self.outcomes, self.resume, self.capturing):
             held.clear()
-        self.entities = Entities(self.kind)
+        self.reading = 0
+        self.entities = Entities(self.kind, self.edge.on_quarantine)
         self.edge.wake()
 
 
-_new: Final = tuple.__new__
+_new: Final[Callable[..., Any]] = tuple.__new__
 """Named tuples without the detour through their Python constructors: one each for every command."""
 
 _RECORD_OVERHEAD: Final = 64
 """Room for a record's key and Kafka's own fields when a batch is cut."""
 
 
-_RAISED: Final = (Exception, SystemExit)
-"""What a handler can raise without taking the process with it."""
+def _check_applied(entity: Entity, emitted: list[bytes]) -> None:
+    """An event that `apply` refused must not get into the log, even if the handler went on: no replay could apply it."""
+    if emitted and entity._emitted is None:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("`apply` raised on an event that was emitted, and the handler went on")
 
 
-def _outcome_of(error: Exception | SystemExit) -> bytes:
+def _outcome_of(error: BaseException) -> bytes:
     try:
         return outcomes.rejected(error) if isinstance(error, Rejected) else outcomes.failed(error)
     except Unencodable as worse:
         return outcomes.failed(worse)
-
-
-def _poisoned(request: Request) -> bytes:
-    return outcomes.failed(CommandFailed(f"poison: two instances died while {request.handler.name} of {request.key!r} was running; it is not run again"))

@@ -136,7 +136,14 @@ class WebsocketWire:
             await accept(_Websocket(socket))
 
         server = await serve(
-            handle, host, port, compression=None, max_size=FRAME_BYTES_MAX, ping_interval=None, close_timeout=CLOSE_MAX_S, write_limit=SEND_BUFFER_BYTES
+            handle,
+            host,
+            port,
+            compression=None,
+            max_size=FRAME_BYTES_MAX,
+            ping_interval=None,
+            close_timeout=CLOSE_MAX_S,
+            write_limit=SEND_BUFFER_BYTES,
         )
         return _Listening(server, host)
 

@@ -25,7 +25,18 @@ from rekindle.events.errors import (
     Undecodable,
     Unencodable,
 )
-from rekindle.events.log import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Bounds, Entry, EventLog, Keyed, Partition, Reader, Stored, Topic
+from rekindle.events.log import (
+    BATCH_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    Bounds,
+    Entry,
+    EventLog,
+    Keyed,
+    Partition,
+    Reader,
+    Stored,
+    Topic,
+)
 from rekindle.events.partitioner import shard_of
 from rekindle.events.records import Claim, Commit, Record, Stranger, decode, encode
 from rekindle.events.rules import SESSION_TTL_MS, Fold, Verdict, birth_of, session_name

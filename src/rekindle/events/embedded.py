@@ -83,6 +83,8 @@ class EmbeddedLog:
         """See `EventLog`."""
         if self._watching:
             self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
         await self._file.close()
 
     async def create(self, topic: Topic) -> None:

@@ -57,7 +57,9 @@ class LogTruncated(LogError):
     """The log ends before a record that was known to be in it: truncated or recreated. Never guess; stop."""
 
     def __init__(self, where: str, expected: int, found: int) -> None:
-        super().__init__(f"the log of {where} was truncated or recreated: expected at least offset {expected}, found {found}")
+        super().__init__(
+            f"the log of {where} was truncated or recreated: expected at least offset {expected}, found {found}"
+        )
         self.expected = expected
         self.found = found
 

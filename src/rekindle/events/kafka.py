@@ -48,7 +48,7 @@ RETRY_PAUSE_S: Final = 0.1
 """Between two attempts of the library, or of ours where repeating is harmless."""
 
 ADMIN_TIMEOUT_S: Final = 10.0
-"""How long creating, checking or trimming may take, with all attempts."""
+"""How long creating or trimming may take, with all attempts."""
 
 CLOSE_TIMEOUT_S: Final = 2 * REQUEST_TIMEOUT_S
 """How long each client may take to stop. It waits for its batches, and with no broker they have to expire."""
@@ -75,6 +75,7 @@ LOOKS_MAX: Final = 3
 """How often a topic is looked for before it is missing: a broker may hear of a new one later than another."""
 
 _SLICE_S: Final = 1.0
+_SINGLE_BROKER_HINT: Final = "a cluster of one broker has to be declared: kafka://host:port?single_broker=true"
 
 Answer = TypeVar("Answer")
 _FAILURES: Final = (errors.KafkaError, OSError, TimeoutError, ConsumerStoppedError, AssertionError)
@@ -143,10 +144,7 @@ class KafkaLog:
 
     async def create(self, topic: Topic) -> None:
         """See `EventLog`. Returns when every partition has a leader."""
-        admin = self._opened(self._admin)
-        if await admin.describe(topic.name) is None:
-            await admin.create(topic, self._single_broker)
-            await admin.wait_for_leaders(topic.name)
+        await self._opened(self._admin).create(topic, self._single_broker)
         await self.check(topic)
 
     async def check(self, topic: Topic) -> None:
@@ -184,8 +182,10 @@ class KafkaLog:
             raise self._append_failure(partition, error, time.monotonic() - sent) from error
 
     def _append_failure(self, partition: Partition, error: Exception, took_s: float) -> LogError:
-        if isinstance(error, errors.UnknownTopicOrPartitionError):
+        if getattr(error, "invalid_metadata", False):
+            # It may have been deleted. If the library does not know, the next append will look.
             self._topics.pop(partition.topic, None)
+        if isinstance(error, errors.UnknownTopicOrPartitionError):
             return missing(partition.topic)
         # A refusal of a later attempt says nothing about the first, which may have been appended all the same.
         if isinstance(error, _REFUSALS) and took_s < RETRY_PAUSE_S:
@@ -366,7 +366,7 @@ def _consumer(connection: Mapping[str, Any]) -> Any:
 
 
 class _Admin:
-    """Topics: find, create, trim. All of it can be repeated without harm, so it is, until `ADMIN_TIMEOUT_S`."""
+    """Topics: find, create, trim. All of it can be repeated without harm, so it is, within a bound."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -375,21 +375,22 @@ class _Admin:
 
     async def find(self, name: str) -> LiveTopic:
         """The topic as it is. Raises `TopicMissing`."""
-        for _ in range(LOOKS_MAX):
-            if live := await self.describe(name):
-                return live
-            await asyncio.sleep(RETRY_PAUSE_S)
+        async with _within(REQUEST_TIMEOUT_S):
+            for _ in range(LOOKS_MAX):
+                if live := await self._describe(name):
+                    return live
+                await asyncio.sleep(RETRY_PAUSE_S)
         raise missing(name)
 
-    async def describe(self, name: str) -> LiveTopic | None:
+    async def _describe(self, name: str) -> LiveTopic | None:
         """The topic as one broker knows it now."""
         # All topics are asked for: asking for one would create it where brokers do that.
-        for topic in await self._ask(self._client.describe_topics):
+        for topic in await _insisting(self._client.describe_topics):
             if topic["topic"] == name:
                 partitions = topic["partitions"]
                 replication = min(len(partition["replicas"]) for partition in partitions)
                 led = all(partition["leader"] >= 0 for partition in partitions)
-                settings = await self._ask(lambda: self._settings(name))
+                settings = await _insisting(lambda: self._settings(name))
                 return LiveTopic(len(partitions), replication, led, settings)
         return None
 
@@ -401,16 +402,29 @@ class _Admin:
         return {setting: value for setting, value, *_ in entries}
 
     async def create(self, topic: Topic, single_broker: bool) -> None:
-        """Create the topic, unless somebody else just did. Raises `TopicContractBroken`."""
-        if single_broker and (brokers := len((await self._ask(self._client.describe_cluster))["brokers"])) > 1:
-            raise TopicContractBroken(topic.name, [f"declared is a single broker, the cluster has {brokers}"])
-        code, message = await self._ask(lambda: self._create(topic, single_broker))
-        if code not in (errors.NoError.errno, errors.TopicAlreadyExistsError.errno):
-            raise TopicContractBroken(topic.name, [f"cannot be created: {message}"])
+        """Create the topic if it is not there, and wait until all of it can be written to."""
+        async with _within(ADMIN_TIMEOUT_S):
+            if await self._describe(topic.name) is None:
+                await self._check_brokers(topic, single_broker)
+                await self._create(topic, single_broker)
+                await self._wait_for_leaders(topic.name)
 
-    async def _create(self, topic: Topic, single_broker: bool) -> tuple[int, str]:
+    async def _check_brokers(self, topic: Topic, single_broker: bool) -> None:
+        brokers = len((await _insisting(self._client.describe_cluster))["brokers"])
+        if single_broker and brokers > 1:
+            raise TopicContractBroken(topic.name, [f"declared is a single broker, the cluster has {brokers}"])
+
+    async def _create(self, topic: Topic, single_broker: bool) -> None:
         settings = kafka_topics.wanted(topic, single_broker)
-        new = NewTopic(topic.name, topic.partitions, kafka_topics.replication(single_broker), topic_configs=settings)
+        copies = kafka_topics.replication(single_broker)
+        new = NewTopic(topic.name, topic.partitions, copies, topic_configs=settings)
+        # It may be there by now: somebody else's, or ours after an answer that did not come.
+        code, message = await _insisting(lambda: self._request_creation(new))
+        if code not in (errors.NoError.errno, errors.TopicAlreadyExistsError.errno):
+            hint = f"; {_SINGLE_BROKER_HINT}" if code == errors.InvalidReplicationFactorError.errno else ""
+            raise TopicContractBroken(topic.name, [f"cannot be created: {message}{hint}"])
+
+    async def _request_creation(self, new: NewTopic) -> tuple[int, str]:
         response = await self._client.create_topics([new])
         ((_, code, message),) = response.topic_errors
         error = errors.for_code(code)
@@ -418,30 +432,24 @@ class _Admin:
             raise error(message)
         return code, f"{error.__name__}: {message}"
 
-    async def wait_for_leaders(self, name: str) -> None:
-        """Until every partition of the topic can be written to."""
-        try:
-            async with asyncio.timeout(ADMIN_TIMEOUT_S):
-                while not await self._is_led(name):  # noqa: ASYNC110  (nobody tells us: we have to ask)
-                    await asyncio.sleep(RETRY_PAUSE_S)
-        except TimeoutError:
-            raise LogUnavailable(f"topic {name!r} has no leaders {ADMIN_TIMEOUT_S} s after its creation") from None
-
-    async def _is_led(self, name: str) -> bool:
-        live = await self.describe(name)
-        return live is not None and live.led
+    async def _wait_for_leaders(self, name: str) -> None:
+        while not ((live := await self._describe(name)) and live.led):  # noqa: ASYNC110  (nobody tells us: we have to ask)
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def trim(self, partition: Partition, before: int) -> None:
         """Delete the records below the offset."""
         cut = {TopicPartition(*partition): RecordsToDelete(before)}
-        await self._ask(lambda: self._client.delete_records(cut))
+        async with _within(ADMIN_TIMEOUT_S):
+            await _insisting(lambda: self._client.delete_records(cut))
 
-    async def _ask(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
-        try:
-            async with asyncio.timeout(ADMIN_TIMEOUT_S):
-                return await _insisting(request)
-        except _FAILURES as error:
-            raise LogUnavailable(f"Kafka does not do what is asked: {error!r}") from error
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncGenerator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except _FAILURES as error:
+        raise LogUnavailable(f"Kafka did not do what was asked within {seconds} s: {error!r}") from error
 
 
 async def _insisting(request: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -42,7 +42,7 @@ class LiveTopic:
     def as_topic(self, name: str) -> Topic:
         """What appends need to know of it."""
         largest = int(self.settings["max.message.bytes"]) - HEADERS_BYTES_MAX
-        return Topic(name, self.partitions, "compact" in self.settings["cleanup.policy"], largest)
+        return Topic(name, self.partitions, "compact" in self.settings["cleanup.policy"], max(0, largest))
 
 
 def batch_bytes_max(topic: Topic) -> int:

@@ -33,7 +33,7 @@ class Partition(NamedTuple):
     """One partition of one topic: the log of one shard."""
 
     topic: str
-    index: int
+    index: int  # type: ignore[assignment]  # the word for it; nobody asks where in the tuple an item is
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.index}"

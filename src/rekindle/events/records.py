@@ -14,6 +14,7 @@ Three kinds of strangers (design, section 4):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from rekindle.events.codec import pack, unpack
@@ -74,7 +75,7 @@ Record = Claim | Commit | Stranger
 
 _CLAIM_FIELDS: Final = 6
 _COMMIT_FIELDS: Final = 13
-_as_commit: Final = tuple.__new__
+_as_commit: Final[Callable[..., Commit]] = tuple.__new__
 """`Commit(*fields)` without the detour through its Python constructor: this is the hottest line of a replay."""
 
 _NO_EVENTS: Final = b"\x90"
@@ -136,7 +137,9 @@ def decode(value: bytes | None) -> Record:
 
 def _decode_rest(version: int, kind: int, head: list[Any]) -> Claim:
     if version > VERSION or kind > SNAPSHOTTED:
-        raise NewerRecord(f"a record of version {version}, kind {kind}; this build reads up to version {VERSION}, kind {SNAPSHOTTED}")
+        raise NewerRecord(
+            f"a record of version {version}, kind {kind}; this build reads up to version {VERSION}, kind {SNAPSHOTTED}"
+        )
     if kind == CLAIM and len(head) == _CLAIM_FIELDS:
         return Claim(*head[3:])
     raise LogDamaged(f"a record of ours, version {version}, kind {kind}, has {len(head)} fields in its head: {head!r}")

@@ -151,8 +151,7 @@ class Fold:
                 return
         elif low > session.low:
             session.lift(low)
-        if time > session.seen:
-            session.seen = time
+        session.seen = max(session.seen, time)
         if number >= session.low:
             session.replies[number] = reply
 

@@ -54,10 +54,16 @@ class Event(BaseModel):
         super().__init_subclass__(**kwargs)
         cls.event_name = name or cls.__name__
         cls.event_version = version
-        found = {getattr(f.__func__, _MARK): f.__func__ for f in vars(cls).values() if isinstance(f, staticmethod) and hasattr(f.__func__, _MARK)}
+        found = {
+            getattr(f.__func__, _MARK): f.__func__
+            for f in vars(cls).values()
+            if isinstance(f, staticmethod) and hasattr(f.__func__, _MARK)
+        }
         missing = sorted(set(range(1, version)) - set(found))
         if missing or len(found) >= max(version, 1):
-            raise SchemaError(f"event {cls.event_name} is version {version}: it needs one @upcast for each of {list(range(1, version))}, it has {sorted(found)}")
+            raise SchemaError(
+                f"event {cls.event_name} is version {version}: it needs one @upcast for each of {list(range(1, version))}, it has {sorted(found)}"
+            )
         cls.upcasters = found
 
 
@@ -76,10 +82,13 @@ class EventTypes:
 
     def __init__(self, classes: Iterable[type[Event]]) -> None:
         self._by_name: dict[str, type[Event]] = {}
-        for cls in (*classes, Deleted):
+        every: list[type[Event]] = [*classes, Deleted]
+        for cls in every:
             known = self._by_name.setdefault(cls.event_name, cls)
             if known is not cls:
-                raise SchemaError(f"two events of one entity are called {cls.event_name!r}: {known.__qualname__} and {cls.__qualname__}")
+                raise SchemaError(
+                    f"two events of one entity are called {cls.event_name!r}: {known.__qualname__} and {cls.__qualname__}"
+                )
 
         self.classes = frozenset(self._by_name.values())
         validators = {(cls.event_name, cls.event_version): cls.__pydantic_validator__ for cls in self.classes}
@@ -99,7 +108,9 @@ class EventTypes:
         try:
             return validate(data)
         except ValueError as error:
-            raise Undecodable(f"event {name!r} version {version} does not fit {self._by_name[name].__qualname__}: {error}") from error
+            raise Undecodable(
+                f"event {name!r} version {version} does not fit {self._by_name[name].__qualname__}: {error}"
+            ) from error
 
     def _older(self, name: str, version: int) -> Callable[[Data], Event]:
         cls = self._by_name.get(name)

@@ -104,7 +104,9 @@ def unpack_blob(blob: bytes) -> dict[str, memoryview]:
     except Exception as error:
         raise SnapshotDamaged(f"a snapshot of {len(blob)} bytes has no readable header: {error!r}") from error
     if (magic, version) != (MAGIC, FORMAT):
-        raise SnapshotDamaged(f"a snapshot begins with {magic!r} format {version}, this build reads {MAGIC!r} format {FORMAT}")
+        raise SnapshotDamaged(
+            f"a snapshot begins with {magic!r} format {version}, this build reads {MAGIC!r} format {FORMAT}"
+        )
     return _cut(memoryview(blob), _PREFIX.size + length, sizes)
 
 
@@ -119,7 +121,9 @@ def _cut(blob: memoryview, position: int, sizes: list[tuple[str, int]]) -> dict[
     return segments
 
 
-async def save(store: SnapshotStore, partition: Partition, offset: int, sequence: int, name: str, blob: bytes) -> Pointer:
+async def save(
+    store: SnapshotStore, partition: Partition, offset: int, sequence: int, name: str, blob: bytes
+) -> Pointer:
     """Store the blob, then its pointer, then drop what neither of the two newest pointers needs."""
     where = await store.put(name, blob)
     pointer = Pointer(partition, offset, sequence, where, len(blob), digest(blob))

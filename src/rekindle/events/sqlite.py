@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from rekindle.events.errors import RekindleError
@@ -78,22 +79,25 @@ class SqliteFile:
         self._path = path
         self._tables = tuple(tables)
         self._writer: _Writer | None = None
-        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix=f"reader of {path.name}")
-        self._idle: list[sqlite3.Connection] = []
+        self._readers: _Readers | None = None
 
     async def open(self) -> None:
         """Create what is missing. Raises `NotWritten` or `MaybeWritten`."""
-        self._writer = _Writer(self._path, asyncio.get_running_loop())
+        try:
+            self._writer = _Writer(self._path, asyncio.get_running_loop())
+        except OSError as error:
+            raise NotWritten(f"cannot write to {self._path}: {error}") from error
+        self._readers = _Readers(self._path)
         await self.write(_prepare, self._tables)
 
     async def close(self) -> None:
         """Finish the writes that are queued; safe to call twice, or without `open`."""
         writer, self._writer = self._writer, None
+        readers, self._readers = self._readers, None
         if writer:
             await writer.close()
-        await asyncio.to_thread(self._threads.shutdown)
-        while self._idle:
-            self._idle.pop().close()
+        if readers:
+            await asyncio.to_thread(readers.close)
 
     async def write(self, work: Write[Argument, Result], argument: Argument) -> Result:
         """Do the work in a transaction, in turn. Raises its refusal, `NotWritten` or `MaybeWritten`."""
@@ -103,17 +107,38 @@ class SqliteFile:
 
     async def read(self, work: Read[Result]) -> Result:
         """Do the work, which must not write, in a thread. Raises sqlite3.Error."""
-        if self._writer is None:
+        if self._readers is None:
             raise sqlite3.ProgrammingError(f"{self._path} is not open")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
+        return await self._readers.read(work)
 
-    def _read(self, work: Read[Result]) -> Result:
-        # list.pop and append are atomic: as many connections as threads, whoever needs one takes one.
-        connection = self._idle.pop() if self._idle else _connect(self._path)
+
+class _Readers:
+    """Threads that read, and their connections: whoever needs one takes one that is free."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix=f"reader of {path.name}")
+        self._free: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+
+    async def read(self, work: Read[Result]) -> Result:
+        """See `SqliteFile.read`."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
+
+    def _run(self, work: Read[Result]) -> Result:
+        try:
+            connection = self._free.get_nowait()
+        except Empty:
+            connection = _connect(self._path)
         try:
             return work(connection)
         finally:
-            self._idle.append(connection)
+            self._free.put(connection)
+
+    def close(self) -> None:
+        """Wait for the reads that are under way. Blocks."""
+        self._threads.shutdown()
+        while not self._free.empty():
+            self._free.get_nowait().close()
 
 
 @one_by_one
@@ -169,7 +194,7 @@ class _Target:
         self._path = path
         self._turns = _Turns(path)
         self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+        self._inode: int | None = None
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:
@@ -192,12 +217,18 @@ class _Target:
         if self._connection is None:
             self._connection = _connect(self._path)
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._inode = self._path.stat().st_ino
+            self._inode = self._found_inode()
             _sync_directory(self._path.parent)
         # SQLite would go on writing to a deleted file, and everything acknowledged since then would be gone.
-        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+        if self._found_inode() != self._inode:
             raise FileNotFoundError("it was removed or replaced")
         return self._connection
+
+    def _found_inode(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def _drop(self) -> None:
         """Roll back by closing: after a failure no state of the connection is worth trusting."""
@@ -262,8 +293,9 @@ class _Writer:
         self._closing = False
         self._changed = threading.Condition()
         self._ended: asyncio.Future[None] = loop.create_future()
+        target = _Target(path)
         # A daemon: the process can end even if the thread waits for a turn that never comes.
-        threading.Thread(target=self._run, name=f"writer of {path.name}", daemon=True).start()
+        threading.Thread(target=self._run, args=(target,), name=f"writer of {path.name}", daemon=True).start()
 
     async def write(self, work: Write[Argument, Result], argument: Argument) -> Result:
         """See `SqliteFile.write`."""
@@ -304,8 +336,7 @@ class _Writer:
 
     # --- in the thread ---
 
-    def _run(self) -> None:
-        target = _Target(self._path)
+    def _run(self, target: _Target) -> None:
         while self._wait():
             done = self._write_group(target)
             self._tell(partial(_deliver, done))

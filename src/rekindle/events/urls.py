@@ -35,7 +35,7 @@ def _kafka_log(rest: str) -> EventLog:
     from rekindle.events.kafka import KafkaLog  # only who needs Kafka loads its client
 
     bootstrap, _, query = rest.partition("?")
-    options = dict(parse_qsl(query))
+    options = dict(parse_qsl(query, keep_blank_values=True))
     single = options.pop("single_broker", "false")
     if options or single not in ("true", "false"):
         raise ValueError(f"expected kafka://host:port[,host:port][?single_broker=true], got {_KAFKA}{rest}")

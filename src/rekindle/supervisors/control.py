@@ -125,15 +125,15 @@ class Control(Entity):
             case Gone():
                 self._apply_gone(event)
             case Assigned(service=service, moves=moves):
-                for shard, number, incarnation in moves:
+                for shard, number, owner in moves:
                     owned = self.services[service][shard]
-                    owned.number, owned.incarnation = number, incarnation
+                    owned.number, owned.incarnation = number, owner
             case Observed(service=service, positions=positions):
                 for shard, position in positions:
                     self.services[service][shard].position = position
                     self.services[service][shard].deaths = 0
-            case Refused(service=service, shard=shard, reason=reason):
-                self.services[service][shard].refused = reason
+            case Refused(service=service, shard=shard):
+                self.services[service][shard].refused = event.reason
                 self.services[service][shard].deaths = 0
 
     def _apply_gone(self, gone: Gone) -> None:
@@ -169,7 +169,9 @@ class Control(Entity):
     @command
     def assign(self, service: str, moves: list[tuple[int, str | None]], above: int = 0) -> list[tuple[int, int]]:
         """Give shards to instances; each gets a number higher than all it had, and higher than `above`."""
-        numbered = [(shard, max(self.services[service][shard].number, above) + 1, incarnation) for shard, incarnation in moves]
+        numbered = [
+            (shard, max(self.services[service][shard].number, above) + 1, incarnation) for shard, incarnation in moves
+        ]
         self.emit(Assigned(service=service, moves=numbered))
         return [(shard, number) for shard, number, _ in numbered]
 

@@ -206,7 +206,11 @@ class Controller:
 
     def _position(self, service: str, shard: int, owned: Owned) -> Floor | None:
         """The highest position that is known of a shard."""
-        known = [ward.positions[shard] for ward in self.wards.values() if ward.running.service == service and shard in ward.positions]
+        known = [
+            ward.positions[shard]
+            for ward in self.wards.values()
+            if ward.running.service == service and shard in ward.positions
+        ]
         if (service, shard) in self._floors:
             known.append(self._floors[service, shard])
         if owned.position is not None:
@@ -219,7 +223,9 @@ class Controller:
         return self.decisions.control.services[service]
 
     def _alive(self, service: str) -> list[str]:
-        return sorted(ward.incarnation for ward in self.wards.values() if ward.alive and ward.running.service == service)
+        return sorted(
+            ward.incarnation for ward in self.wards.values() if ward.alive and ward.running.service == service
+        )
 
     async def _reconcile(self) -> None:
         """One round: everything that can be decided now."""
@@ -240,7 +246,7 @@ class Controller:
                 continue
             self._note_suspicion(ward, now)
             del self.wards[ward.incarnation]
-            self.host.say(f"{ward.incarnation} on {ward.running.node} is dead: {ward.dead}")
+            self.host.say(f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}")
             self._degraded.setdefault(ward.running.service, (now, ward.incarnation))
             self._died_on[ward.running.node] = now
             self._floors.update(((ward.running.service, shard), floor) for shard, floor in ward.positions.items())
@@ -284,10 +290,17 @@ class Controller:
         if not alive or (self.spawning[service.name] and not self._has_served(service)):
             return
         owned = self._owned(service.name)
-        held = {shard for shard, o in enumerate(owned) if o.refused is not None or (service.name, shard) in self._hold_until}
+        held = {
+            shard for shard, o in enumerate(owned) if o.refused is not None or (service.name, shard) in self._hold_until
+        }
         for shard, o in enumerate(owned):
             if o.deaths >= DEATHS_MAX and o.refused is None:
-                await self.decisions.decide("refuse", service.name, shard, f"poison: its replay was running at the death of {o.deaths} instances")
+                await self.decisions.decide(
+                    "refuse",
+                    service.name,
+                    shard,
+                    f"poison: its replay was running at the death of {o.deaths} instances",
+                )
                 held.add(shard)
         placed = place([o.incarnation for o in owned], alive)
         moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and shard not in held]
@@ -308,7 +321,11 @@ class Controller:
     async def _balance(self, service: Service) -> None:
         owned = self._owned(service.name)
         placed = balance([o.incarnation for o in owned], self._alive(service.name), BALANCE_MOVES)
-        moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and owned[shard].refused is None]
+        moves = [
+            (shard, to)
+            for shard, to in enumerate(placed)
+            if to != owned[shard].incarnation and owned[shard].refused is None
+        ]
         if moves:
             await self._assign(service, moves)
 
@@ -327,7 +344,16 @@ class Controller:
             for incarnation, entries in lists.items():
                 self.wards[incarnation].send(frame(kind, self.decisions.term, entries))
 
-    def _order(self, ward: Ward, service: str, shard: int, owned: Owned, poison: list[Any], orders: dict[str, list[Any]], releases: dict[str, list[Any]]) -> None:
+    def _order(
+        self,
+        ward: Ward,
+        service: str,
+        shard: int,
+        owned: Owned,
+        poison: list[Any],
+        orders: dict[str, list[Any]],
+        releases: dict[str, list[Any]],
+    ) -> None:
         sent = ward.sent.get(shard)
         if owned.incarnation == ward.incarnation:
             if sent != owned.number:
@@ -342,7 +368,10 @@ class Controller:
     def _publish(self) -> None:
         """Tell everybody who owns what."""
         services = {
-            name: [Route(self.wards[o.incarnation].running.address, o.number) if o.incarnation in self.wards else None for o in self._owned(name)]
+            name: [
+                Route(self.wards[o.incarnation].running.address, o.number) if o.incarnation in self.wards else None
+                for o in self._owned(name)
+            ]
             for name in self.services
         }
         self.table = Table((self.decisions.term, self.table.version[1] + 1), services)
@@ -360,7 +389,9 @@ class Controller:
         since = self._degraded.pop(service.name, None)
         if since is not None:
             took = round((asyncio.get_running_loop().time() - since[0]) * 1000)
-            self.host.say(f"{service.name}: all {service.shards} shards are served again, {took} ms after {since[1]} was seen dead")
+            self.host.say(
+                f"{service.name}: all {service.shards} shards are served again, {took} ms after {since[1]} was seen dead"
+            )
         if len(self._served) == len(self.services):
             self.up.set()
         return True
@@ -369,7 +400,9 @@ class Controller:
         """Start what is missing, once all shards are served (or nobody is left to serve them)."""
         alive = len(self._alive(service.name))
         missing = service.instances - alive - self.spawning[service.name]
-        connecting = sum(1 for w in self.wards.values() if w.running.service == service.name and not w.ready and w.dead is None)
+        connecting = sum(
+            1 for w in self.wards.values() if w.running.service == service.name and not w.ready and w.dead is None
+        )
         if alive and not self.spawning[service.name] and not self._is_served(service):
             return
         for _ in range(min(missing - connecting, SPAWNS_AT_ONCE - self.spawning[service.name])):
@@ -398,7 +431,7 @@ class Controller:
             spawned = await self.cluster.spawn(service.name, incarnation, node)
             running = Running(service=service.name, node=spawned.node, address=spawned.address, beacon=spawned.beacon)
             await self.decisions.decide("started", incarnation, running)
-            self.host.say(f"{incarnation} was started on {spawned.node}")
+            self.host.say(f"{incarnation} was started at {spawned.address}")
             ward = self._watch(incarnation, running)
             await ward.wait_ready(ADOPT_MAX_S)
             self._pauses.pop(("spawn", service.name), None)

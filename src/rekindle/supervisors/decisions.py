@@ -69,7 +69,9 @@ class Decisions:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._futures[self._count] = future
         low = min(self._futures)
-        self._owner.submit(Request(self, self._count, self._session, self._count, low, KEY, handler, list(args), {}, False, None))
+        self._owner.submit(
+            Request(self, self._count, self._session, self._count, low, KEY, handler, list(args), {}, False, None)
+        )
         outcome = unpack(await future)
         if outcome[0] == MOVED:
             raise NotLeading(f"{self.name} does not lead any more: {self._owner.reason}")

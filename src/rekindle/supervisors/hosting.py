@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from rekindle.actors import Host, Hosted, Instance, WebsocketWire
@@ -32,6 +33,9 @@ log = logging.getLogger("rekindle")
 
 START_MAX_S: Final = 20.0
 STOP_MAX_S: Final = 3.0
+CHECK_S: Final = 60.0
+"""Between two looks at the settings of the service's topic."""
+
 MEMORY_SHARE: Final = 0.8
 """An instance whose resident memory passes this share of the machine's ends itself, so that others live."""
 
@@ -85,7 +89,9 @@ def load(target: str, path: Sequence[str] = (".",)) -> Application:
 
 
 @contextlib.asynccontextmanager
-async def opened(log_url: str, snapshots_url: str, app: str, *, create: bool = False) -> AsyncIterator[tuple[EventLog, SnapshotStore]]:
+async def opened(
+    log_url: str, snapshots_url: str, app: str, *, create: bool = False
+) -> AsyncGenerator[tuple[EventLog, SnapshotStore]]:
     """The application's log and snapshot store, open."""
     event_log: EventLog = open_log(log_url)
     store: SnapshotStore = open_store(snapshots_url, event_log, app, create=create)
@@ -114,9 +120,20 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def real_host(event_log: EventLog, store: SnapshotStore | None, launch: Launch, say: Callable[[str], None] = log.warning) -> Host:
+def real_host(
+    event_log: EventLog, store: SnapshotStore | None, launch: Launch, say: Callable[[str], None] = log.warning
+) -> Host:
     """What real processes give to an instance or a controller."""
-    return Host(event_log, store, WebsocketWire(), now_ms, asyncio.to_thread, say, resident_bytes=resident_bytes, token=launch.token)
+    return Host(
+        event_log,
+        store,
+        WebsocketWire(),
+        now_ms,
+        asyncio.to_thread,
+        say,
+        resident_bytes=resident_bytes,
+        token=launch.token,
+    )
 
 
 def hosted_service(app: Application, name: str) -> Hosted:
@@ -163,7 +180,7 @@ class InstanceThread:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - nobody above this thread would hear of it
             self.error = error
             log.error("%s ended: %r", self.incarnation, error)
         finally:
@@ -172,22 +189,32 @@ class InstanceThread:
     async def _serve(self) -> None:
         app = load(self.launch.target, self.launch.path)
         hosted = hosted_service(app, self.service)
-        async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (event_log, store):
+        async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (
+            event_log,
+            store,
+        ):
+            await event_log.check(hosted.topic())
             instance = Instance(hosted, self.incarnation, real_host(event_log, store, self.launch))
             loop = asyncio.get_running_loop()
-            self._stop = lambda: loop.call_soon_threadsafe(instance.stopped.set)
+            self._stop = partial(_call_in, loop, instance.stopped.set)
             self.addresses = await instance.start(self.launch.bind, self.launch.advertise)
             watch = threading.Thread(target=_watch_memory, args=(self, instance), name="rekindle-memory", daemon=True)
             watch.start()
             spare_the_collector()
             self._ready.set()
-            await instance.stopped.wait()
+            await _checking(event_log, hosted, instance.stopped)
             async with asyncio.timeout(STOP_MAX_S):
                 await instance.stop()
 
     def limit(self) -> int:
         """Resident bytes at which it ends itself."""
         return self.launch.memory_bytes_max or memory_limit()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call it in the thread of a loop; nothing happens if that has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 GC_ALLOCATIONS: Final = 50_000
@@ -199,6 +226,18 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS)
+
+
+async def _checking(event_log: EventLog, hosted: Hosted, stopped: asyncio.Event) -> None:
+    """Until the instance stops, see now and then that the topic still keeps its contract; say it if not."""
+    while not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_S):
+                await stopped.wait()
+        try:
+            await event_log.check(hosted.topic())
+        except RekindleError as error:
+            log.error("%s: %s", hosted.name, error)
 
 
 MEMORY_LOOK_S: Final = 0.1
@@ -214,7 +253,13 @@ def _watch_memory(thread: InstanceThread, instance: Instance) -> None:
             running = instance.executing
             if running is not None:
                 instance.began(running.session, running.number, f"{running.handler.name} of {running.key!r}")
-            log.critical("%s: %d resident bytes, %d are allowed, while %s ran: exit", thread.incarnation, size, limit, running and running.handler.name)
+            log.critical(
+                "%s: %d resident bytes, %d are allowed, while %s ran: exit",
+                thread.incarnation,
+                size,
+                limit,
+                running and running.handler.name,
+            )
             os._exit(MEMORY_EXIT)
         time.sleep(MEMORY_LOOK_S)
 
@@ -260,17 +305,20 @@ class ControllerThread:
     def _run(self) -> None:
         try:
             self.reason = asyncio.run(self._lead())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - nobody above this thread would hear of it
             self.reason = f"{type(error).__name__}: {error}"
         self._say(f"controller {self.name} ended: {self.reason}")
 
     async def _lead(self) -> str:
         app = load(self.launch.target, self.launch.path)
-        async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (event_log, store):
+        async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (
+            event_log,
+            store,
+        ):
             host = real_host(event_log, store, self.launch, self._say)
             controller = Controller(app.name, app.services, self._cluster(), host, self.name)
             loop = asyncio.get_running_loop()
-            self._stop = lambda: loop.call_soon_threadsafe(controller.stop)
+            self._stop = partial(_call_in, loop, controller.stop)
             waiting = loop.create_task(self._tell_up(controller))
             try:
                 return await controller.run()

@@ -21,7 +21,7 @@ def place(owners: Sequence[str | None], instances: Sequence[str]) -> list[str | 
     for owner in owners:
         chosen = owner if owner in loads else min(loads, key=lambda name: (loads[name], name))
         if owner not in loads:
-            loads[chosen] += 1  # type: ignore[index]
+            loads[chosen] += 1
         placed.append(chosen)
     return placed
 

@@ -57,7 +57,9 @@ class ProcessCluster:
             address, beacon = await self._ready(child)
         except (TimeoutError, ValueError) as error:
             await self.kill(incarnation)
-            raise SpawnFailed(f"{incarnation} on {node.name} did not come up within {SPAWN_MAX_S} s: {error!r}") from error
+            raise SpawnFailed(
+                f"{incarnation} on {node.name} did not come up within {SPAWN_MAX_S} s: {error!r}"
+            ) from error
         return Spawned(incarnation, node.name, address, beacon)
 
     async def _ready(self, child: asyncio.subprocess.Process) -> tuple[str, str]:
@@ -93,7 +95,9 @@ class ProcessCluster:
     def kill_node(self, node: str) -> list[str]:
         """SIGKILL all instances of a node, and take the node away; which ones they were."""
         self._nodes = [known for known in self._nodes if known.name != node]
-        return [name for name, (where, _) in self._children.items() if where == node and self.signal(name, signal.SIGKILL)]
+        return [
+            name for name, (where, _) in self._children.items() if where == node and self.signal(name, signal.SIGKILL)
+        ]
 
     def running(self) -> list[str]:
         """The instances that have not ended."""
@@ -113,4 +117,3 @@ def main(what: str) -> int:
     sys.stdout.flush()
     instance.wait()
     return 0 if instance.error is None else 1
-

@@ -93,7 +93,11 @@ class RayCluster:
 
     async def nodes(self) -> list[Node]:
         found = await self._call(ray.nodes)
-        alive = [Node(n["NodeID"], n["NodeManagerAddress"], n.get("Labels", {}).get(ZONE_LABEL, "")) for n in found if n["Alive"]]
+        alive = [
+            Node(n["NodeID"], n["NodeManagerAddress"], n.get("Labels", {}).get(ZONE_LABEL, ""))
+            for n in found
+            if n["Alive"]
+        ]
         return sorted(alive, key=lambda node: (node.host, node.name))
 
     async def spawn(self, service: str, incarnation: str, node: Node) -> Spawned:
@@ -101,7 +105,9 @@ class RayCluster:
         try:
             actor = await self._call(lambda: self._create(launch, service, incarnation, node))
             self._actors[incarnation] = actor
-            address, beacon, _ = await self._call(lambda: ray.get(actor.start.remote(), timeout=SPAWN_MAX_S), SPAWN_MAX_S)
+            address, beacon, _ = await self._call(
+                lambda: ray.get(actor.start.remote(), timeout=SPAWN_MAX_S), SPAWN_MAX_S
+            )
         except RayAway as error:
             await self.kill(incarnation)
             raise SpawnFailed(f"{incarnation} on {node.host} did not come up: {error}") from error
@@ -134,13 +140,18 @@ class RayCluster:
         try:
             actor = await self._actor(incarnation)
         except RayAway:
-            return await asyncio.get_running_loop().create_future()
+            return await _never()
         try:
             return str(await actor.wait.remote())
         except RayActorError as error:
             return f"Ray says that it died: {str(error).splitlines()[0]}"
         except RayError:
-            return await asyncio.get_running_loop().create_future()
+            return await _never()
+
+
+async def _never() -> str:
+    """Ray has no word on this one: the connections and the pulses have to do."""
+    return str(await asyncio.get_running_loop().create_future())
 
 
 class ControllerProcess:
@@ -248,7 +259,9 @@ class LocalNodes:
         self._net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250) + 1}"
         common = {"num_cpus": _NODE_CPUS, "object_store_memory": _OBJECT_STORE_BYTES, "include_log_monitor": False}
         head = common | {"node_ip_address": self._ip(0), "include_dashboard": False, "dashboard_host": self._ip(0)}
-        self._cluster = NodesOfThisMachine(initialize_head=True, head_node_args=head | {"_system_config": settings or RAY_SETTINGS})
+        self._cluster = NodesOfThisMachine(
+            initialize_head=True, head_node_args=head | {"_system_config": settings or RAY_SETTINGS}
+        )
         self._common = common
         self._count = 1
         self.workers: dict[str, Any] = {}

@@ -53,7 +53,11 @@ class Service:
     def hosted(self, app: str) -> Hosted:
         """The service as its instances and clients need it. Raises `EntityDefinitionError`."""
         kind = self.entity.describe()
-        return Hosted(app, self.name, kind, self.shards) if self.snapshot_every is None else Hosted(app, self.name, kind, self.shards, self.snapshot_every)
+        return (
+            Hosted(app, self.name, kind, self.shards)
+            if self.snapshot_every is None
+            else Hosted(app, self.name, kind, self.shards, self.snapshot_every)
+        )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,23 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from rekindle.actors import Closed, Connection, ConnectFailed, Floor, Wire
-from rekindle.actors.frames import BEGAN, CONTROLLER, ENDED, GOODBYE, HELLO, LOST, POSITIONS, PROTOCOL, PULSE, SERVING, WELCOME, BadFrame, frame, parse
+from rekindle.actors import Closed, ConnectFailed, Connection, Floor, Wire
+from rekindle.actors.frames import (
+    BEGAN,
+    CONTROLLER,
+    ENDED,
+    GOODBYE,
+    HELLO,
+    LOST,
+    POSITIONS,
+    PROTOCOL,
+    PULSE,
+    SERVING,
+    WELCOME,
+    BadFrame,
+    frame,
+    parse,
+)
 from rekindle.supervisors.control import Running
 
 SUSPECT_S: Final = 1.0
@@ -27,7 +42,9 @@ class Ward:
     serving: the number under which each shard is served. began: suspect work that it has begun and not ended.
     """
 
-    def __init__(self, incarnation: str, running: Running, wire: Wire, token: str | None, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, incarnation: str, running: Running, wire: Wire, token: str | None, changed: Callable[[], None]
+    ) -> None:
         self.incarnation = incarnation
         self.running = running
         self.ready = False
