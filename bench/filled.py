@@ -16,7 +16,7 @@ OPENING_STOCK = 10**12
 def history(entities: int, events: int, keys: list[str]) -> Iterator[Keyed]:
     """A claim, then one commit with one event for each command: stock comes in, then orders take one each."""
     now = time.time_ns() // 1_000_000
-    yield None, encode(Claim(1, "filler", now))
+    yield None, encode(Claim(0, "filler", now))
     session = session_name(now, b"filler--")
     received = pack(("Received", 1, {"qty": OPENING_STOCK}))
     versions = [0] * entities

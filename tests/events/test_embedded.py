@@ -181,17 +181,26 @@ def _fail(connection: sqlite3.Connection) -> None:
     raise sqlite3.OperationalError("disk I/O error")
 
 
-def test_a_file_that_was_removed_or_replaced_takes_no_appends(path: Path) -> None:
+def test_a_file_that_was_removed_or_replaced_is_not_used_any_more(path: Path) -> None:
     async def main() -> None:
         log = await created(EmbeddedLog(path))
         await log.append(PARTITION, numbered(0, 3))
-        for file in path.parent.glob("log.sqlite*"):
-            file.unlink()
+        remove(path)
         with pytest.raises(LogUnavailable, match="removed or replaced"):
             await log.append(PARTITION, numbered(3, 1))
+        await (await created(EmbeddedLog(path))).close()
+        with pytest.raises(LogUnavailable, match="removed or replaced"):
+            await log.append(PARTITION, numbered(3, 1))
+        with pytest.raises(LogUnavailable, match="removed or replaced"):
+            await log.bounds(PARTITION)
         await log.close()
 
     run(main())
+
+
+def remove(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
 
 
 def test_a_file_that_was_made_anew_shows_as_truncated(path: Path) -> None:
@@ -199,8 +208,7 @@ def test_a_file_that_was_made_anew_shows_as_truncated(path: Path) -> None:
         log = await created(EmbeddedLog(path))
         await log.append(PARTITION, numbered(0, 3))
         await log.close()
-        for file in path.parent.glob("log.sqlite*"):
-            file.unlink()
+        remove(path)
         again = await created(EmbeddedLog(path))
         with pytest.raises(LogTruncated, match="expected at least offset 3, found 0"):
             async with again.reader(PARTITION, 3):

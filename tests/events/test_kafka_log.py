@@ -349,3 +349,28 @@ def test_a_consumer_serves_one_reader_after_the_other(kafka: str, unique: str, m
 
     run(main())
     assert make.call_count == 2, "one for bounds, one for all readers"
+
+
+def test_a_reader_that_is_cancelled_or_outlives_its_log_leaves_nothing_behind(kafka: str, unique: str) -> None:
+    """Warnings are errors here: a connection that was not closed would fail this test."""
+
+    async def main() -> None:
+        async with logs.kafka(kafka).opened() as log:
+            partition = await settle(log, Topic(unique, 1), end=3)
+
+            async def follow_from(offset: int) -> None:
+                async with log.reader(partition, offset) as reader:
+                    while await reader.next(WAIT_S):
+                        pass
+
+            followers = [asyncio.create_task(follow_from(3)) for _ in range(5)]
+            for steps, follower in enumerate(followers):
+                for _ in range(steps * 20):
+                    await asyncio.sleep(0)
+                follower.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
+            async with log.reader(partition, 0) as reader:
+                await read(reader, 3)
+                await log.close()
+
+    run(main())

@@ -17,7 +17,7 @@ from rekindle.events.errors import AppendUnknown, LogError, LogTruncated, LogUna
 from rekindle.events.log import Bounds, Partition, Topic
 from rekindle.events.simulated import LogFaults, SimulatedLog
 from tests.support.logs import numbered, read, read_all, values
-from tests.support.loops import run_virtually
+from tests.support.loops import pass_time, run_virtually
 
 EVENTS = Topic("events", 2)
 PARTITION = Partition("events", 0)
@@ -65,7 +65,7 @@ def test_without_faults_nothing_goes_wrong() -> None:
 def test_a_lost_append_never_arrives() -> None:
     async def main() -> None:
         log, outcome = await tried(LogFaults(lost_append=1))
-        await asyncio.sleep(3600)
+        await pass_time(3600)
         assert outcome == "AppendUnknown"
         assert log.records(PARTITION) == []
         assert log.took["lost_append"] == 1
@@ -88,7 +88,7 @@ def test_a_straggler_arrives_after_its_caller_gave_up() -> None:
         log, outcome = await tried(LogFaults(straggler=1))
         assert outcome == "AppendUnknown"
         assert log.records(PARTITION) == []
-        await asyncio.sleep(log.faults.late_s)
+        await pass_time(log.faults.late_s)
         assert values(log.records(PARTITION)) == ["0", "1"]
         assert log.took["straggler"] == 1
 
@@ -103,7 +103,7 @@ def test_a_duplicate_is_in_the_log_twice_and_either_copy_is_answered() -> None:
         outcomes: set[int | str] = set()
         for count in range(1, 21):
             outcomes.add(await one_append(log))
-            await asyncio.sleep(1)
+            await pass_time(1)
             assert len(log.records(PARTITION)) == 4 * count
         assert log.took["duplicate"] == 20
         return outcomes
@@ -121,7 +121,7 @@ def test_a_slow_way_takes_longer_and_may_be_a_doubt(way: str) -> None:
             await log.create(EVENTS)
             log.faults = replace(LogFaults(slow_s=2 * TIMEOUT_S, timeout_s=TIMEOUT_S), **{way: 1.0})
             outcomes.append(await one_append(log))
-            await asyncio.sleep(2 * TIMEOUT_S)
+            await pass_time(2 * TIMEOUT_S)
             assert len(log.records(PARTITION)) == 2
             assert log.took[way] == 1
         return outcomes
@@ -153,7 +153,7 @@ def test_while_the_log_is_away_nothing_works_and_what_is_on_its_way_arrives() ->
             with pytest.raises(LogUnavailable):
                 await reader.next(1.0)
             assert await under_way == 0
-            await asyncio.sleep(10.0)
+            await pass_time(10.0)
             assert values(await read(reader, 1)) == ["0"]
         assert log.took["unavailable"] == 3
 
@@ -165,7 +165,7 @@ def test_the_log_goes_away_by_chance_and_comes_back() -> None:
         log, outcome = await tried(LogFaults(unavailable=1, unavailable_s=5))
         assert outcome == "LogUnavailable"
         log.faults = LogFaults()
-        await asyncio.sleep(5)
+        await pass_time(5)
         assert await one_append(log) == 0
 
     run_virtually(main())
@@ -178,7 +178,7 @@ def test_the_crash_of_an_owner_does_not_recall_what_it_sent() -> None:
         owner = asyncio.create_task(log.append(PARTITION, numbered(0, 1)))
         await asyncio.sleep(0)
         owner.cancel()
-        await asyncio.sleep(0.5)
+        await pass_time(0.5)
         assert values(log.records(PARTITION)) == ["0"]
 
     run_virtually(main())
@@ -191,7 +191,7 @@ def test_a_truncated_log_ends_earlier_and_its_followers_notice() -> None:
         await log.append(PARTITION, numbered(0, 10))
         async with log.reader(PARTITION, 10) as reader:
             following = asyncio.create_task(reader.next(60.0))
-            await asyncio.sleep(1)
+            await pass_time(1)
             log.truncate(PARTITION, 7)
             with pytest.raises(LogTruncated, match="expected at least offset 10, found 7"):
                 await following
@@ -230,7 +230,7 @@ async def busy_hour(seed: int) -> tuple[list[object], Counter[str]]:
     while None not in seen:
         await note(log.create(EVENTS))
     await asyncio.gather(*map(owner, range(3)))
-    await asyncio.sleep(60)
+    await pass_time(60)
     log.faults = LogFaults()
     seen += values(await read_all(log, PARTITION))
     return seen, log.took

@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from rekindle.events import stores
 from rekindle.events.embedded import EmbeddedLog
-from rekindle.events.errors import SnapshotDamaged, SnapshotError, SnapshotMissing, TopicMissing
+from rekindle.events.errors import AppendUnknown, SnapshotDamaged, SnapshotError, SnapshotMissing, TopicMissing
 from rekindle.events.log import EventLog, Partition
 from rekindle.events.simulated import LogFaults, SimulatedLog
 from rekindle.events.snapshots import Pointer, SnapshotStore, digest, fetch, newest_whole, pack_blob, save
@@ -353,6 +354,34 @@ def test_a_log_that_fails_is_a_store_that_fails() -> None:
                 await store.put("blob", b"blob")
         with pytest.raises(SnapshotError):
             await store.pointers(SHARD)
+
+    run_virtually(main())
+
+
+def test_what_could_not_be_stored_whole_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        log = SimulatedLog(Random(1))
+        store = LogStore(log, "shop", create=True)
+        await store.open()
+        appends = 0
+
+        async def second_fails(*append: Any) -> int:
+            nonlocal appends
+            appends += 1
+            if appends == 2:
+                raise AppendUnknown("lost")
+            return await SimulatedLog.append(log, *append)
+
+        monkeypatch.setattr(log, "append", second_fails)
+        with pytest.raises(SnapshotError, match="lost"):
+            await store.put("blob", b"b" * 3 * stores.CHUNK_BYTES)
+        chunks = [log.records(Partition("shop.snapshots", index)) for index in range(stores.CHUNK_PARTITIONS)]
+        assert [(entry.key, entry.value is None) for entries in chunks for entry in entries] == [
+            (b"blob/0", False),
+            (b"blob/0", True),
+            (b"blob/1", True),
+            (b"blob/2", True),
+        ]
 
     run_virtually(main())
 

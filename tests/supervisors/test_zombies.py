@@ -191,12 +191,12 @@ def test_the_controller_replaces_and_kills_what_does_not_move(kafka: str, unique
                 for number in range(FREEZES):
                     await shop.history.wait_acknowledged(ACKNOWLEDGED_BETWEEN, STEP_MAX_S)
                     frozen = shop.instances_of(shop.app.services[number % 2].name)[0]
-                    started = shop.lines.count("was started on")
+                    started = shop.lines.count("was started")
                     assert shop.cluster.signal(frozen, signal.SIGSTOP)
                     async with asyncio.timeout(STEP_MAX_S):
                         await shop.cluster.watch(frozen)
                     await ask_all(shop.client, shop.history)
-                    await shop.lines.wait("was started on", started + 1, STEP_MAX_S)
+                    await shop.lines.wait("was started", started + 1, STEP_MAX_S)
             verdict = await shop.verdict()
             print(f"{FREEZES} instances were replaced. {verdict}")
             assert verdict.faults == []

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, ParamSpec
 
+from rekindle import Entity, Event, command, query
 from rekindle.actors import (
     Client,
     Closed,
     Connection,
-    Entity,
     Floor,
     Host,
     Hosted,
     Instance,
+    Owner,
     Route,
     Table,
     WebsocketWire,
@@ -49,20 +51,37 @@ from rekindle.actors.frames import (
     parse,
 )
 from rekindle.actors.outcomes import result_of
+from rekindle.actors.owner import SNAPSHOT_EVERY
 from rekindle.events import EventLog, Keyed, Partition, SnapshotStore, Topic, session_name, shard_of, unpack
 from rekindle.events.embedded import EmbeddedLog
 from rekindle.events.simulated import SimulatedLog
+from tests.support.loops import eventually, run
 from tests.support.watch import Watch
+
+P = ParamSpec("P")
 
 BIND: Final = "127.0.0.1:0"
 WAIT_S: Final = 30.0
-"""How long a test waits for what must come."""
+"""How long a test waits for what the instance must say."""
 
-LOOK_S: Final = 0.005
 START_MS: Final = 1_700_000_000_000
 """What a `Clock` shows first."""
 
+TERM: Final = 1
+"""Of the controller that the test plays."""
+
+NO_FLOOR: Final = Floor()
 _numbers: Final = itertools.count(1)
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """An async function as a test: on a loop of its own, with a deadline."""
+
+    @wraps(test)
+    def on_a_loop(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return on_a_loop
 
 
 class Clock:
@@ -75,21 +94,11 @@ class Clock:
         return self.now_ms
 
 
-async def until(what: str, holds: Callable[[], object]) -> None:
-    """Wait for something that tells nobody when it comes true."""
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while not holds():  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_S)
-    except TimeoutError:
-        raise AssertionError(f"expected within {WAIT_S} s that {what}") from None
-
-
-def hosted_of(entity: type[Entity], shards: int = 2, *, snapshot_every: int | None = None) -> Hosted:
-    """A service of this entity, in an application of its own name."""
-    name = entity.__name__.lower()
-    kind = entity.describe()
-    return Hosted("app", name, kind, shards) if snapshot_every is None else Hosted("app", name, kind, shards, snapshot_every)
+def hosted_of(
+    entity: type[Entity], shards: int = 2, *, name: str | None = None, snapshot_every: int = SNAPSHOT_EVERY
+) -> Hosted:
+    """A service of this entity. Builds of one service have the same name."""
+    return Hosted("app", name or entity.__name__.lower(), entity.describe(), shards, snapshot_every)
 
 
 def key_in(shard: int, shards: int = 2, prefix: str = "key") -> str:
@@ -126,6 +135,28 @@ async def embedded(folder: Path) -> AsyncGenerator[EmbeddedLog]:
         yield log
     finally:
         await log.close()
+
+
+class Added(Event):
+    n: int
+
+
+class Tally(Entity):
+    """The entity of the tests that need no other one: it adds up."""
+
+    total: int = 0
+
+    def apply(self, event: Added) -> None:
+        self.total += event.n
+
+    @command
+    def add(self, n: int) -> int:
+        self.emit(Added(n=n))
+        return self.total
+
+    @query
+    def read(self) -> int:
+        return self.total
 
 
 class Lost(NamedTuple):
@@ -172,22 +203,22 @@ class Controller:
                 pass
 
     async def assign(
-        self, shard: int, *, floor: Floor = Floor(), suspect: bool = False, poison: Sequence[tuple[bytes, int]] = ()
+        self, shard: int, *, floor: Floor = NO_FLOOR, suspect: bool = False, poison: Sequence[tuple[bytes, int]] = ()
     ) -> int:
         """Give the shard to the instance, under a number that is higher than any before it."""
         number = self.numbers[shard] = next(_numbers)
-        await self._connection.send(frame(ASSIGN, 1, [[shard, number, floor, suspect, poison]]))
+        await self._connection.send(frame(ASSIGN, TERM, [[shard, number, floor, suspect, poison]]))
         return number
 
-    async def release(self, shard: int) -> None:
-        """Take the shard away."""
-        await self._connection.send(frame(RELEASE, 1, [[shard, self.numbers[shard]]]))
+    async def release(self, shard: int, *, term: int = TERM, over: Connection | None = None) -> None:
+        """Take the shard away; as a controller of that term, over that connection."""
+        await (over or self._connection).send(frame(RELEASE, term, [[shard, self.numbers[shard]]]))
 
     async def publish(self) -> None:
         """Tell the instance, and through it the clients, that it owns what it was assigned."""
         shards = range(self.hosted.shards)
         routes = [Route(self.address, self.numbers[shard]) if shard in self.numbers else None for shard in shards]
-        table = Table((1, next(self._tables)), {self.hosted.name: routes})
+        table = Table((TERM, next(self._tables)), {self.hosted.name: routes})
         await self._connection.send(frame(TABLE, *table.dump()))
 
     async def wait_serving(self, shard: int) -> None:
@@ -238,25 +269,28 @@ class Caller:
 
     async def send(self, call: int, number: int, key: str, handler: str, *args: Any, **options: Any) -> None:
         """Send a call. Options: shard, session, low, suspect, kwargs, staleness, which have the usual values if not given."""
-        shard = options.get("shard", shard_of(key, self.hosted.shards))
+        shard = options["shard"] if "shard" in options else shard_of(key, self.hosted.shards)
         named = [call, number, key, handler, args, options.get("kwargs", {}), options.get("staleness")]
-        session, low = options.get("session", self.session), options.get("low", min(number, 1))
+        session, low = options.get("session", self.session), options.get("low", 1)
         await self.connection.send(frame(CALL, [[shard, session, low, options.get("suspect", False), [named]]]))
 
     async def answer(self, call: int) -> list[Any]:
         """The outcome of a call that was sent."""
-        await until(f"call {call} is answered", lambda: call in self.answers or self.gone is not None)
+        await eventually(lambda: call in self.answers or self.gone is not None)
         assert call in self.answers, f"no answer to call {call}, the connection is gone: {self.goodbye or self.gone}"
         return self.answers.pop(call)
 
     async def ask(self, call: int, number: int, key: str, handler: str, *args: Any, **options: Any) -> Any:
         """Send a call; its value, or its error raised."""
         await self.send(call, number, key, handler, *args, **options)
-        return result_of(await self.answer(call), self.hosted.kind, self.hosted.kind.handlers[handler])
+        kind = self.hosted.kind
+        return result_of(
+            await self.answer(call), kind, kind.handlers.get(handler) or next(iter(kind.handlers.values()))
+        )
 
     async def wait_gone(self) -> str:
         """The reason that the instance gave before it closed the connection."""
-        await until("the connection is closed", lambda: self.gone is not None)
+        await eventually(lambda: self.gone is not None)
         return self.goodbye or f"no reason was given ({self.gone})"
 
 
@@ -290,6 +324,10 @@ class Stage:
         self.tasks.append(asyncio.create_task(caller.listen()))
         return caller
 
+    def another_client(self, *, token: str | None = None, now_ms: Callable[[], int] | None = None) -> Client:
+        """A client of its own; to be entered."""
+        return _client(self.hosted, self.address, now_ms or self.host.now_ms, token or self.host.token)
+
     async def take(self, *shards: int, **assignment: Any) -> None:
         """Have the shards served by the instance, under a new number."""
         for shard in shards:
@@ -301,6 +339,14 @@ class Stage:
     def partition(self, shard: int = 0) -> Partition:
         """Where the shard's log is."""
         return self.hosted.partition(shard)
+
+    def owner(self, shard: int = 0) -> Owner:
+        """The instance's owner of the shard."""
+        return self.instance.owners[shard]
+
+    async def put(self, *values: bytes, shard: int = 0) -> None:
+        """Append these to a shard's log, as somebody would who is no owner."""
+        await self.log.append(self.partition(shard), [(None, value) for value in values])
 
 
 @asynccontextmanager
@@ -328,7 +374,7 @@ async def running(
         await connection.receive()
         controller = Controller(connection, hosted, address)
         tasks.append(asyncio.create_task(controller.listen()))
-        async with _client(hosted, wire, address, now_ms, token) as client:
+        async with _client(hosted, address, now_ms, token) as client:
             stage = Stage(hosted, log, host, instance, address, controller, client, said, tasks)
             await stage.take(*(range(hosted.shards) if shards is None else shards))
             yield stage
@@ -339,8 +385,8 @@ async def running(
     assert not bugs, f"expected no task of the instance to die, got {bugs}"
 
 
-def _client(hosted: Hosted, wire: WebsocketWire, address: str, now_ms: Callable[[], int], token: str | None) -> Client:
+def _client(hosted: Hosted, address: str, now_ms: Callable[[], int], token: str | None) -> Client:
     async def seeds() -> list[str]:
         return [address]
 
-    return Client(hosted.app, [hosted], wire, seeds, now_ms, token)
+    return Client(hosted.app, [hosted], WebsocketWire(), seeds, now_ms, token)

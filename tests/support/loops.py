@@ -33,6 +33,12 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+async def pass_time(seconds: float) -> None:
+    """Let virtual time pass."""
+    assert isinstance(asyncio.get_running_loop(), _VirtualLoop), "a test that waits on a real loop"
+    await asyncio.sleep(seconds)
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(DEADLINE_S):

@@ -47,6 +47,7 @@ from rekindle.actors.frames import (
     parse,
 )
 from rekindle.actors.instance import KEY_BYTES_MAX, Hosted, cached_shard_of
+from rekindle.actors.link import LARGE_FRAME_BYTES
 from rekindle.actors.outcomes import result_of
 from rekindle.actors.routes import Route, Table
 from rekindle.actors.wire import FRAME_BYTES_MAX, Closed, Connection, Wire
@@ -65,7 +66,11 @@ RETRY_MAX_S: Final = 0.5
 REFRESH_S: Final = 0.1
 """At most one question for the routing table in this time."""
 
-FRAME_CALLS_MAX: Final = 4_096
+SILENT_S: Final = 1.0
+"""A peer that does not answer for this long does not count as one that can be asked."""
+
+FRAME_CALLS_MAX: Final = 256
+"""Calls in one frame: few enough that the instance works on the first while this process packs the next."""
 CALLS_BYTES_MAX: Final = FRAME_BYTES_MAX // 2
 _RANDOM_BYTES: Final = 8
 
@@ -88,9 +93,14 @@ class Session:
 
 
 class Call:
-    """One call until it is answered. `wire` is what a frame carries of it, the same each time it is sent."""
+    """One call until it is answered. `wire` is what a frame carries of it, the same each time it is sent.
+
+    sent: a copy of it is out that was not answered. unsure: one never will be, or its answer decided nothing. busy: what
+    the last full queue said.
+    """
 
     __slots__ = (
+        "busy",
         "deadline",
         "future",
         "handler",
@@ -102,6 +112,7 @@ class Call:
         "session",
         "shard",
         "suspect",
+        "unsure",
         "wire",
     )
 
@@ -114,6 +125,7 @@ class Call:
         number: int,
         wire: list[Any],
         deadline: float,
+        future: asyncio.Future[Any],
     ) -> None:
         self.hosted = hosted
         self.shard = shard
@@ -122,7 +134,7 @@ class Call:
         self.number = number
         self.wire = wire
         self.deadline = deadline
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future = future
         self.peer: Peer | None = None
         self.sent = False
         self.unsure = False
@@ -139,8 +151,18 @@ class Peer:
         self.address = address
         self.queue: list[Call] = []
         self.asking = False
+        self.asked_at: float | None = None
         self.wake = asyncio.Event()
         self.open = False
+
+    def ask(self, now: float) -> bool:
+        """Ask for the table; False if this peer has not even answered the last time: its host may be gone in silence."""
+        if not self.open or (self.asked_at is not None and now - self.asked_at > SILENT_S):
+            return False
+        self.asked_at = self.asked_at or now
+        self.asking = True
+        self.wake.set()
+        return True
 
     async def run(self) -> None:
         """Connect, then send and receive until the connection is gone; what was unanswered goes back to the client."""
@@ -186,6 +208,10 @@ class Peer:
 
     def _frames(self, calls: list[Call]) -> Iterator[bytes]:
         """The calls as one frame; as several if they are large; without those that cannot travel, which fail alone."""
+        # What has expired while it waited here was said to have no effect: it must not be sent any more.
+        calls = [call for call in calls if call.peer is self and not call.future.done()]
+        if not calls:
+            return
         try:
             data = self._pack(calls)
         except Unencodable as error:
@@ -219,12 +245,16 @@ class Peer:
     async def _receive(self, connection: Connection) -> None:
         answered, calls = self.client.on_answer, self.client.calls
         while True:
-            fields = parse(await connection.receive())
+            data = await connection.receive()
+            self.asked_at = None
+            fields = parse(data)
             if fields[0] == ANSWER:
                 for number, payload in fields[1]:
                     call = calls.get(number)
                     if call is not None and call.peer is self:  # else it was answered, or has been sent elsewhere since
                         answered(call, payload)
+                if len(data) > LARGE_FRAME_BYTES:
+                    await asyncio.sleep(0)  # who was answered may ask again while the next frame is read
             elif fields[0] == TABLE:
                 self.client.on_table(Table.load(fields[1], fields[2]))
             elif fields[0] == GOODBYE:
@@ -276,8 +306,10 @@ class Client:
         self._asked_at = -REFRESH_S
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()  # kept: to ask for it costs a system call
         self._spawn(self._tick())
         return self
 
@@ -310,7 +342,7 @@ class Client:
         """Send a call; the future is its value or its error."""
         if len(self.calls) >= OUTSTANDING_MAX or self._closing:
             raise Overloaded(f"{len(self.calls)} calls are unanswered, {OUTSTANDING_MAX} are allowed")
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         hosted, shard = proxy.hosted, proxy.shard
         session, number, staleness = None, 0, None
         if handler.is_command:
@@ -322,7 +354,7 @@ class Client:
             staleness = round(proxy.max_staleness * 1000)
         self._count += 1
         wire = [self._count, number, proxy.key, handler.short, args, kwargs, staleness]
-        call = Call(hosted, shard, handler, session, number, wire, now + proxy.timeout)
+        call = Call(hosted, shard, handler, session, number, wire, now + proxy.timeout, self._loop.create_future())
         if session is not None:
             session.outstanding[number] = call
         self.calls[self._count] = call
@@ -373,11 +405,8 @@ class Client:
         if now - self._asked_at < REFRESH_S or self._closing:
             return
         self._asked_at = now
-        known = [peer for peer in self.peers.values() if peer.open]
-        for peer in known:
-            peer.asking = True
-            peer.wake.set()
-        if not known:
+        asked = [peer.ask(now) for peer in self.peers.values()]
+        if not any(asked):
             self._spawn(self._seek())
 
     async def _seek(self) -> None:
@@ -548,3 +577,15 @@ class Proxy:
 
         self.__dict__[name] = call
         return call
+
+
+def _check_key(key: object) -> None:
+    """Raises `BadRequest`."""
+    if not isinstance(key, str):
+        raise BadRequest(f"a key is a str, got the {type(key).__name__} {key!r:.80}")
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        raise BadRequest(f"a key has 1 to {KEY_BYTES_MAX} characters, this one has {len(key)}")
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"the key {key!r:.80} is no text: {error}") from error

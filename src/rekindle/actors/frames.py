@@ -12,7 +12,7 @@ SERVING  shard, number, [term, offset, sequence]
 LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
 POSITIONS  [[shard, number, [term, offset, sequence]], ...]
 PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
-BEGAN    session, number, text              a suspect command, or (no session) a suspect shard's replay
+BEGAN    session, number, text              a suspect call, or (no session) a suspect shard's replay
 ENDED    session, number
 """
 
@@ -58,7 +58,7 @@ def parse(data: bytes) -> list[Any]:
     """The kind and the fields of a frame. Raises `BadFrame`."""
     try:
         fields = unpack(data)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BadFrame(f"a frame of {len(data)} bytes is not msgpack: {error}") from error
     if not (isinstance(fields, list) and fields and isinstance(fields[0], int)):
         raise BadFrame(f"a frame of {len(data)} bytes has no kind: {fields!r:.80}")

@@ -27,7 +27,6 @@ from rekindle.actors.frames import (
     CALL,
     CONTROLLER,
     ENDED,
-    GOODBYE,
     HELLO,
     LOST,
     POSITIONS,
@@ -360,6 +359,13 @@ class Instance:
         """It is over."""
         self._announce(frame(ENDED, session, number))
 
+    def name_running(self) -> None:
+        """A last pulse, which names what runs however short it has: this process is about to end itself for it."""
+        request = self.executing
+        if request is not None:
+            executing = [*request.identity, request.title, 0]
+            self._announce(frame(PULSE, self.incarnation, 0, executing, self.host.resident_bytes()))
+
     def _announce(self, data: bytes) -> None:
         if self._beacon is not None:
             self._beacon.announce(data)
@@ -373,7 +379,7 @@ class Instance:
         held_ms = round((now - self._seen_at) * 1000)
         executing = None
         if request is not None and held_ms >= HELD_MS:
-            executing = [request.session, request.number, f"{request.handler.name} of {request.key!r}", held_ms]
+            executing = [*request.identity, request.title, held_ms]
         lag_ms = max(0, round((now - self._beat - BEAT_S) * 1000))
         return frame(PULSE, self.incarnation, lag_ms, executing, self.host.resident_bytes())
 
@@ -390,12 +396,22 @@ def require_token(bind: str, token: str | None) -> None:
 def _check_group(session: Any, low: Any) -> None:
     """These get into the log, where a wrong type would stop every reader. Raises `BadFrame`."""
     if type(session) is not bytes or len(session) > SESSION_BYTES_MAX or type(low) is not int or low < 0:
-        raise BadFrame(f"expected a session of at most {SESSION_BYTES_MAX} bytes and a low mark, got {session!r:.80} and {low!r:.80}")
+        raise BadFrame(
+            f"expected a session of at most {SESSION_BYTES_MAX} bytes and a low mark, got {session!r:.80} and {low!r:.80}"
+        )
 
 
 def _check_call(call: Any, session: bytes, number: Any, key: Any) -> None:
-    if type(call) is not int or type(number) is not int or type(key) is not str or number < 0 or (number and not session):
-        raise BadFrame(f"expected a call, a number (0 without a session) and a key, got {call!r:.80}, {number!r:.80} and {key!r:.80}")
+    if (
+        type(call) is not int
+        or type(number) is not int
+        or type(key) is not str
+        or number < 0
+        or (number and not session)
+    ):
+        raise BadFrame(
+            f"expected a call, a number (0 without a session) and a key, got {call!r:.80}, {number!r:.80} and {key!r:.80}"
+        )
 
 
 def _refusal(fields: list[Any], token: str | None) -> str | None:

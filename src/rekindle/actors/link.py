@@ -18,6 +18,10 @@ from rekindle.actors.wire import CLOSE_MAX_S, FRAME_BYTES_MAX, Closed, Connectio
 from rekindle.events import RecordTooLarge
 
 WAITING_BYTES_MAX: Final = 4 * FRAME_BYTES_MAX
+LARGE_FRAME_BYTES: Final = 4_096
+"""After a frame of this size others get their turn: the log works on its commands while the next frame is read."""
+
+ANSWERS_MAX: Final = 256
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX // 4
 """Limit of one answer; a query that gives more has failed."""
 
@@ -56,7 +60,10 @@ class Link:
         sender = asyncio.get_running_loop().create_task(self._send_all())
         try:
             while True:
-                on_frame(parse(await self.connection.receive()))
+                data = await self.connection.receive()
+                on_frame(parse(data))
+                if len(data) > LARGE_FRAME_BYTES:
+                    await asyncio.sleep(0)
         except Closed:
             pass
         except BadFrame as error:
@@ -95,12 +102,12 @@ class Link:
 
 
 def _parts(answers: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    """The answers in groups that fit a frame; nearly always one."""
+    """The answers in groups that fit a frame, and few enough that the client works on one while we pack the next."""
     part: list[tuple[int, bytes]] = []
     size = 0
     for answer in answers:
         size += len(answer[1]) + _ANSWER_OVERHEAD
-        if part and size > FRAME_BYTES_MAX // 2:
+        if part and (size > FRAME_BYTES_MAX // 2 or len(part) >= ANSWERS_MAX):
             yield part
             part, size = [], len(answer[1])
         part.append(answer)

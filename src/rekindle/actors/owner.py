@@ -28,6 +28,7 @@ from rekindle.events import (
     Fold,
     InternalError,
     Keyed,
+    LogDamaged,
     LogTruncated,
     LogUnavailable,
     Partition,
@@ -66,6 +67,13 @@ class Floor(NamedTuple):
     term: int = -1
     offset: int = -1
     sequence: int = 0
+
+
+class Mark(NamedTuple):
+    """The record that a snapshot stands on."""
+
+    offset: int
+    sequence: int
 
 
 NO_FLOOR: Final = Floor()
@@ -124,6 +132,7 @@ class Owner:
         self._work = asyncio.Event()
         self._barrier_at = 0.0
         self._blob_size = 0
+        self._mark: Mark | None = None
         self._saving = False
         self.shard = self._new_shard()
 
@@ -169,6 +178,7 @@ class Owner:
         self.error = error
         self.reason = f"{type(error).__name__}: {error}"
         self.around.say(f"{self.partition}: gave up: {self.reason}")
+
     def _start_again(self, error: AppendRefused) -> None:
         """The log will never take what was run: nothing of it was answered, so forget it and read what is true."""
         self.around.count("append_refused")
@@ -227,14 +237,16 @@ class Owner:
     async def _load_snapshot(self, shard: Shard) -> None:
         if self.around.snapshots is None:
             return
-        loaded = await load_snapshot(self.around.snapshots, self.around.log, self.partition, self.kind, self.around.say)
+        loaded = await load_snapshot(self.around.snapshots, self.partition, self.kind, self.around.say)
         if loaded is not None:
-            shard.fold, captured, self._blob_size = loaded
+            shard.fold, captured, self._blob_size, self._mark = loaded
             shard.entities.restore(captured)
 
     async def _replay(self, shard: Shard, claimed: int) -> None:
         """Read up to and with the own claim; at the floor, see that the log is still the one that is known."""
         floor = self.assignment.floor
+        if shard.fold.offset > claimed:  # the snapshot is newer than what is left of the log
+            raise LogTruncated(str(self.partition), shard.fold.offset - 1, claimed)
         if shard.fold.offset < floor.offset <= claimed:
             await self._read(shard, floor.offset)
             if (shard.fold.term, shard.fold.sequence) != (floor.term, floor.sequence):
@@ -250,19 +262,30 @@ class Owner:
             raise LogTruncated(str(self.partition), floor.offset, fold.offset)
 
     async def _read(self, shard: Shard, end: int) -> None:
-        """Feed everything below offset `end` to the shard, a slice at a time."""
-        if shard.fold.offset >= end:
-            return
-        async with self.around.log.reader(self.partition, shard.fold.offset) as reader:
+        """Feed everything below offset `end` to the shard; while the log is away, wait for it and go on."""
+        while shard.fold.offset < end:
+            await self._patiently(lambda: self._read_on(shard, end))
+
+    async def _read_on(self, shard: Shard, end: int) -> int:
+        """Read from where the shard is, a slice at a time."""
+        start = shard.fold.offset if self._mark is None else self._mark.offset
+        async with self.around.log.reader(self.partition, start) as reader:
             while shard.fold.offset < end:
                 entries = await self._next(reader.next)
+                if self._mark is not None:
+                    entries, self._mark = past_mark(self.partition, self._mark, entries), None
                 for start in range(0, len(entries), REPLAY_SLICE):
                     self._feed(shard, _below(entries[start : start + REPLAY_SLICE], end))
                     await asyncio.sleep(0)
+        return shard.fold.offset
 
     def _feed(self, shard: Shard, entries: Sequence[Entry]) -> None:
         strangers = shard.fold.strangers
-        self._feed_named(shard, entries)
+        try:
+            self._feed_named(shard, entries)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            where = f"{self.partition}: the record of ours at offset {shard.fold.offset - 1}"
+            raise LogDamaged(f"{where} is not what any owner writes: {error!r}") from error
         strangers = shard.fold.strangers - strangers
         if strangers:
             self.around.count("strangers", strangers)
@@ -406,16 +429,13 @@ def blob_of(captured: Captured, fold: list[Any], kind: EntityType) -> bytes:
 
 async def load_snapshot(
     store: SnapshotStore,
-    log: EventLog,
     partition: Partition,
     kind: EntityType,
     say: Callable[[str], None],
     at_most: int | None = None,
-) -> tuple[Fold, Captured, int] | None:
-    """The newest snapshot that is whole and fits: what the rules know, all entities, its size. None: replay everything.
-
-    Raises `LogTruncated` where the log does not have the record that the snapshot stands on.
-    """
+) -> tuple[Fold, Captured, int, Mark] | None:
+    """The newest snapshot that is whole and fits: what the rules know, all entities, its size, and its mark in the log,
+    which the reader has to find there (`past_mark`). None: replay everything."""
     try:
         pointer, segments, errors = await newest_whole(store, partition, at_most)
     except SnapshotError as error:
@@ -430,19 +450,19 @@ async def load_snapshot(
             f"{partition}: the snapshot at offset {pointer.offset} has other fields than {kind.name} has now, full replay"
         )
         return None
-    await _confirm(log, partition, pointer.offset, pointer.sequence)
     captured = Captured(unpack(segments["entities"]), unpack(segments["quarantined"]))
-    return Fold.load(unpack(segments["fold"])), captured, pointer.size
+    return Fold.load(unpack(segments["fold"])), captured, pointer.size, Mark(pointer.offset, pointer.sequence)
 
 
-async def _confirm(log: EventLog, partition: Partition, offset: int, sequence: int) -> None:
-    """The record that a snapshot stands on must be in the log: else it is another log."""
-    async with log.reader(partition, offset) as reader:
-        entries = await reader.next(LOG_AWAY_MAX_S)
-    record = decode(entries[0].value) if entries else None
-    if not (isinstance(record, Commit) and record.kind == SNAPSHOTTED and record.sequence == sequence):
-        raise LogTruncated(
-            f"{partition} (the record of its snapshot is not at offset {offset})",
-            offset,
-            entries[0].offset if entries else -1,
-        )
+def past_mark(partition: Partition, mark: Mark, entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The entries behind the record that a snapshot stands on, which must be the first of them: else it is another log.
+
+    Raises `LogTruncated`.
+    """
+    first = entries[0]
+    record = decode(first.value)
+    found = isinstance(record, Commit) and record.kind == SNAPSHOTTED and record.sequence == mark.sequence
+    if not (found and first.offset == mark.offset):
+        where = f"{partition} (the record of its snapshot is not at offset {mark.offset})"
+        raise LogTruncated(where, mark.offset, first.offset)
+    return entries[1:]

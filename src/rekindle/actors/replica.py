@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rekindle.actors.entities import Entities
 from rekindle.actors.entity import Entity
 from rekindle.actors.instance import Hosted
-from rekindle.actors.owner import LOG_AWAY_MAX_S, READ_WAIT_S, load_snapshot
-from rekindle.events import EventLog, Fold, LogUnavailable, SnapshotStore, Undecodable, decode, unpack
+from rekindle.actors.owner import LOG_AWAY_MAX_S, READ_WAIT_S, Mark, load_snapshot, past_mark
+from rekindle.events import Entry, EventLog, Fold, LogUnavailable, SnapshotStore, Undecodable, decode, unpack
 
 _SLICE: Final = 500
 
@@ -27,36 +27,43 @@ class Replica:
         self.snapshots = snapshots
         self.say = say
         self.fold = Fold()
+        self._mark: Mark | None = None
         self.entities = Entities(hosted.kind, lambda reason: say(f"{self.partition}: quarantined {reason}"))
 
     async def load(self, at_most: int | None = None) -> None:
         """Start from the newest snapshot at or below an offset, if there is one."""
         if self.snapshots is None:
             return
-        loaded = await load_snapshot(self.snapshots, self.log, self.partition, self.hosted.kind, self.say, at_most)
+        loaded = await load_snapshot(self.snapshots, self.partition, self.hosted.kind, self.say, at_most)
         if loaded is not None:
-            self.fold, captured, _ = loaded
+            self.fold, captured, _, self._mark = loaded
             self.entities.restore(captured)
 
     async def read(self, end: int | None = None) -> None:
         """Read everything below offset `end`; None: below the end of the log as it is now."""
         end = (await self.log.bounds(self.partition)).end if end is None else end
-        if self.fold.offset >= end:
+        if self.fold.offset >= end and self._mark is None:
             return
-        async with self.log.reader(self.partition, self.fold.offset) as reader:
+        start = self.fold.offset if self._mark is None else self._mark.offset
+        async with self.log.reader(self.partition, start) as reader:
             until = asyncio.get_running_loop().time() + LOG_AWAY_MAX_S
-            while self.fold.offset < end:
+            while self.fold.offset < end or self._mark is not None:
                 entries = await reader.next(READ_WAIT_S)
-                for entry in entries:
-                    if entry.offset >= end:
-                        return
-                    record = decode(entry.value)
-                    if self.fold.feed(entry.offset, record) and record.events:  # type: ignore[union-attr]
-                        self.entities.replay(record, entry.value)  # type: ignore[arg-type]
+                if entries and self._mark is not None:
+                    entries, self._mark = past_mark(self.partition, self._mark, entries), None
+                self._feed(entries, end)
                 if not entries and asyncio.get_running_loop().time() > until:
                     raise LogUnavailable(
                         f"{self.partition}: offset {self.fold.offset} is in the log and cannot be read"
                     )
+
+    def _feed(self, entries: Sequence[Entry], end: int) -> None:
+        for entry in entries:
+            if entry.offset >= end:
+                return
+            record = decode(entry.value)
+            if self.fold.feed(entry.offset, record) and record.events:  # type: ignore[union-attr]
+                self.entities.replay(record, entry.value)  # type: ignore[arg-type]
 
     def entity(self, key: str) -> Entity | None:
         """The entity as it is; None if nobody has written to it. Raises `Undecodable`."""

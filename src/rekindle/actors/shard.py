@@ -97,6 +97,12 @@ class Request(NamedTuple):
         """What names it to those who look for a killer. A query has no number: it goes by its caller's own of the call."""
         return self.session, self.number or self.call
 
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"{self.handler.name} of {self.key!r}"
+
+
 class Staged(NamedTuple):
     """A commit that was executed and is not verified, and who waits for it."""
 
@@ -276,7 +282,7 @@ class Shard:
         """From here on the handler may hold the loop, or end the process: then it is known which one it was."""
         self.edge.witness.executing = request
         if request.suspect:
-            self.edge.witness.began(*request.identity, f"{request.handler.name} of {request.key!r}")
+            self.edge.witness.began(*request.identity, request.title)
 
     def _leave(self, request: Request) -> None:
         self.edge.witness.executing = None
@@ -287,9 +293,7 @@ class Shard:
         """Whether two instances died of the request; then it is answered, and never run again."""
         if request.identity not in self.poison:
             return False
-        error = CommandFailed(
-            f"poison: two instances died while {request.handler.name} of {request.key!r} was running; it is not run again"
-        )
+        error = CommandFailed(f"poison: two instances died while {request.title} was running; it is not run again")
         if request.number:
             self._commit(request, active, [], outcomes.failed(error))
         else:
@@ -439,7 +443,9 @@ class Shard:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"it took more than {ASYNC_HANDLER_MAX_S} s; everything else of the entity waited") from error
+            raise TimeoutError(
+                f"it took more than {ASYNC_HANDLER_MAX_S} s; everything else of the entity waited"
+            ) from error
 
     @types.coroutine
     def _in_steps(self, request: Request, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:

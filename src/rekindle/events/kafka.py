@@ -47,6 +47,10 @@ APPEND_TIMEOUT_S: Final = 5.0
 RETRY_PAUSE_S: Final = 0.1
 """Between two attempts of the library, or of ours where repeating is harmless."""
 
+METADATA_MAX_AGE_S: Final = 3.0
+"""How old the library's knowledge of who leads what may get. It asks anew when a leader's connection breaks, but not
+when the leader is frozen or cut off: by its default it would go on asking that one for five minutes."""
+
 ADMIN_TIMEOUT_S: Final = 10.0
 """How long creating or trimming may take, with all attempts."""
 
@@ -109,13 +113,14 @@ class KafkaLog:
             "bootstrap_servers": bootstrap,
             "request_timeout_ms": int(REQUEST_TIMEOUT_S * 1000),
             "retry_backoff_ms": int(RETRY_PAUSE_S * 1000),
+            "metadata_max_age_ms": int(METADATA_MAX_AGE_S * 1000),
             **(connection or {}),
         }
         self._topics: dict[str, Topic] = {}
         self._producer: Any = None
         self._bounds: Any = None
         self._admin: _Admin | None = None
-        self._consumers = _Consumers(self._connection)
+        self._consumers: _Consumers | None = None
 
     async def open(self) -> None:
         """See `EventLog`."""
@@ -125,6 +130,7 @@ class KafkaLog:
         )
         self._bounds = _consumer(self._connection)
         self._admin = _Admin(AIOKafkaAdminClient(**self._connection))
+        self._consumers = _Consumers(self._connection)
         try:
             for start in (self._producer.start, self._bounds.start, self._admin.start):
                 await start()
@@ -134,11 +140,11 @@ class KafkaLog:
 
     async def close(self) -> None:
         """See `EventLog`."""
-        if self._producer is None or self._admin is None:
+        if self._producer is None or self._admin is None or self._consumers is None:
             return
-        stops = (self._producer.stop, self._bounds.stop, self._admin.close)
-        self._producer = self._bounds = self._admin = None
-        await asyncio.gather(self._consumers.close(), *map(_stop, stops))
+        stops = (self._producer.stop, self._bounds.stop, self._admin.close, self._consumers.close)
+        self._producer = self._bounds = self._admin = self._consumers = None
+        await asyncio.gather(*map(_stop, stops))
 
     # --- topics ---
 
@@ -212,7 +218,7 @@ class KafkaLog:
     async def reader(self, partition: Partition, offset: int) -> AsyncGenerator[_Reader]:
         """See `EventLog`."""
         check_position(partition, offset, await self.bounds(partition))
-        async with self._consumers.placed(partition, offset) as consumer:
+        async with self._opened(self._consumers).placed(partition, offset) as consumer:
             yield _Reader(self, consumer, partition, offset)
 
     async def trim(self, partition: Partition, before: int) -> None:
@@ -293,12 +299,13 @@ class _Reader:
 
 
 class _Consumers:
-    """The consumers of readers. A few are kept when they are done."""
+    """The consumers of readers. A few are kept when their readers are done with them."""
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._connection = connection
         self._idle: deque[tuple[float, Any]] = deque()
         """Since when, and which; the one that has been idle longest first."""
+        self._kept_max = CONSUMERS_IDLE_MAX
         self._lent = 0
 
     @asynccontextmanager
@@ -307,18 +314,15 @@ class _Consumers:
         if self._lent >= READERS_MAX:
             raise LogUnavailable(f"{READERS_MAX} readers are open already")
         self._lent += 1
-        reusable = False
         consumer = self._take()
+        sound = False
         try:
             await self._place(consumer, partition, offset)
             yield consumer
-            reusable = True
-        except asyncio.CancelledError:
-            reusable = True
-            raise
+            sound = True
         finally:
             self._lent -= 1
-            await self._take_back(consumer, partition, reusable)
+            await self._take_back(consumer, partition, sound)
 
     def _take(self) -> Any:
         # A broker serves one request of a connection after the other: before its last fetch has run out, a consumer
@@ -337,8 +341,8 @@ class _Consumers:
         consumer.assign([place])
         consumer.seek(place, offset)
 
-    async def _take_back(self, consumer: Any, partition: Partition, reusable: bool) -> None:
-        if reusable and len(self._idle) < CONSUMERS_IDLE_MAX:
+    async def _take_back(self, consumer: Any, partition: Partition, sound: bool) -> None:
+        if sound and len(self._idle) < self._kept_max:
             place = TopicPartition(*partition)
             consumer.pause(place)
             consumer.seek(place, 0)  # drops what was fetched
@@ -347,9 +351,10 @@ class _Consumers:
             await _stop(consumer.stop)
 
     async def close(self) -> None:
-        """Stop the idle ones; the others are stopped by their readers."""
-        idle, self._idle = self._idle, deque()
-        await asyncio.gather(*(_stop(consumer.stop) for _, consumer in idle))
+        """Stop those that are idle, and from now on every other as soon as its reader is done."""
+        self._kept_max = 0
+        while self._idle:
+            await _stop(self._idle.pop()[1].stop)
 
 
 def _consumer(connection: Mapping[str, Any]) -> Any:

@@ -79,6 +79,7 @@ _as_commit: Final[Callable[..., Commit]] = tuple.__new__
 """`Commit(*fields)` without the detour through its Python constructor: this is the hottest line of a replay."""
 
 _NO_EVENTS: Final = b"\x90"
+_ONE_EVENT: Final = b"\x91"
 _PAIR: Final = b"\x92"
 
 
@@ -100,6 +101,8 @@ def with_events(head: bytes, events: list[bytes]) -> bytes:
     """
     if not events:
         return _PAIR + head + _NO_EVENTS
+    if len(events) == 1:
+        return b"".join((_PAIR, head, _ONE_EVENT, events[0]))
     return b"".join((_PAIR, head, _array_header(len(events)), *events))
 
 

@@ -15,8 +15,8 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from rekindle.events.codec import pack, unpack
 from rekindle.events.errors import LogError, LogTruncated, SnapshotDamaged, SnapshotError, SnapshotMissing
 from rekindle.events.log import Entry, EventLog, Keyed, Partition, Topic
 from rekindle.events.snapshots import Pointer
-from rekindle.events.sqlite import MaybeWritten, NotWritten, SqliteFile, one_by_one
+from rekindle.events.sqlite import MaybeWritten, NotWritten, SqliteFile, one_by_one, sync_directory
 
 CALL_TIMEOUT_S: Final = 60.0
 """How long one call of a directory or object store may take."""
@@ -81,13 +81,24 @@ def _chunks(blob: bytes) -> Iterator[bytes]:
 
 
 @contextmanager
-def _translated(*failures: type[Exception]) -> Generator[None, None, None]:
+def _translated(*failures: type[Exception]) -> Generator[None]:
     try:
         yield
     except SnapshotError:
         raise
     except failures as error:
         raise SnapshotError(f"the snapshot store failed: {error!r}") from error
+
+
+@asynccontextmanager
+async def _undone(remove: Callable[[str], Awaitable[None]], blob: str) -> AsyncGenerator[None]:
+    """Try to remove what is there of a blob that could not be stored whole."""
+    try:
+        yield
+    except SnapshotError:
+        with suppress(SnapshotError):
+            await remove(blob)
+        raise
 
 
 class DirectoryStore:
@@ -184,16 +195,15 @@ def _write_durably(path: Path, data: bytes) -> None:
     """Write a local file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
     finally:
-        os.close(folder)
+        aside.unlink(missing_ok=True)
+    sync_directory(path.parent)
 
 
 class SqliteStore:
@@ -218,9 +228,10 @@ class SqliteStore:
 
     async def put(self, name: str, blob: bytes) -> str:
         """See `SnapshotStore`."""
-        with _sqlite_translated():
-            for number, chunk in enumerate(_chunks(blob)):
-                await self._file.write(_execute, ("INSERT INTO blobs VALUES (?, ?, ?)", name, number, chunk))
+        async with _undone(self.remove, name):
+            with _sqlite_translated():
+                for number, chunk in enumerate(_chunks(blob)):
+                    await self._file.write(_execute, ("INSERT INTO blobs VALUES (?, ?, ?)", name, number, chunk))
         return name
 
     async def get(self, blob: str) -> bytes:
@@ -310,6 +321,7 @@ class LogStore:
         self._known: dict[Partition, dict[int, bytes]] = {}
         self._read_to = 0
         self._reading = asyncio.Lock()
+        self._next_reading: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """See `SnapshotStore`. Raises what `EventLog.create` and `check` raise."""
@@ -325,7 +337,8 @@ class LogStore:
         chunks = list(_chunks(blob))
         extent = _Extent(index, 0, 0, len(chunks), name)
         records = zip(extent.chunk_keys(), chunks, strict=True)
-        offsets = [await self._append(self._place(extent), [record]) for record in records]
+        async with _undone(self.remove, str(extent)):
+            offsets = [await self._append(self._place(extent), [record]) for record in records]
         return str(replace(extent, first=offsets[0], last=offsets[-1]))
 
     async def get(self, blob: str) -> bytes:
@@ -350,8 +363,9 @@ class LogStore:
     async def pointers(self, partition: Partition) -> list[Pointer]:
         """See `SnapshotStore`."""
         with _translated(LogError):
-            async with self._reading:
-                await self._read_index()
+            if self._next_reading is None:
+                self._next_reading = asyncio.get_running_loop().create_task(self._read_next())
+            await asyncio.shield(self._next_reading)
         return _readable(self._known.get(partition, {}).values())
 
     async def unpoint(self, pointer: Pointer) -> None:
@@ -378,6 +392,12 @@ class LogStore:
                     if len(found) == extent.chunks or entries[-1].offset >= extent.last:
                         break
         return found
+
+    async def _read_next(self) -> None:
+        """One reading for all who asked before it began: a takeover asks for many shards at once."""
+        async with self._reading:
+            self._next_reading = None
+            await self._read_index()
 
     async def _read_index(self) -> None:
         bounds = await self._log.bounds(self._index)

@@ -251,14 +251,13 @@ def _watch_memory(thread: InstanceThread, instance: Instance) -> None:
         size = resident_bytes()
         if size > limit:
             running = instance.executing
-            if running is not None:
-                instance.began(running.session, running.number, f"{running.handler.name} of {running.key!r}")
+            instance.name_running()
             log.critical(
                 "%s: %d resident bytes, %d are allowed, while %s ran: exit",
                 thread.incarnation,
                 size,
                 limit,
-                running and running.handler.name,
+                running and running.title,
             )
             os._exit(MEMORY_EXIT)
         time.sleep(MEMORY_LOOK_S)

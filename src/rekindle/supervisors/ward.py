@@ -166,11 +166,15 @@ class Ward:
             self.die(f"hung: its loop has not turned for {self.lag_ms} ms", proven=True)
 
     def blamed(self) -> list[tuple[bytes, int, str]]:
-        """The commands that may have killed it: what it announced and did not end, what its pulse named."""
-        named = {(s, n): text for (s, n), text in self.began.items() if s}
-        if self.executing is not None:
-            named[self.executing[0], self.executing[1]] = self.executing[2]
-        return [(session, number, text) for (session, number), text in named.items() if session]
+        """The calls that may have killed it, each as often as instances are known to have died with it in flight.
+
+        What it announced and did not end, counts twice: it was announced because it was in flight at an earlier death.
+        """
+        announced = [(session, number, text) for (session, number), text in self.began.items() if session]
+        if self.executing is None or announced or not self.executing[0]:
+            return [*announced, *announced]
+        session, number, text, _ = self.executing
+        return [(session, number, text)]
 
     def replaying(self) -> list[int]:
         """The shards whose replay may have killed it: exactly the announced one, else all that were not served yet."""

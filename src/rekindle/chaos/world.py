@@ -1,0 +1,252 @@
+"""One run of the whole system in one simulated world, from one seed: the same seed, the same run, byte for byte.
+
+    start  ->  clients ask, things go wrong  ->  quiet: everything heals  ->  everybody is asked once more  ->  the judge
+
+Real are the controller, instances, owners, shards, clients, the snapshot store; simulated are the log, the wire, the
+cluster, the clocks. A run has failed if the judge finds fault with it, if something dies of a bug, or if the quiet
+world does not come back to serving within `HEAL_MAX_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+from zlib import crc32
+
+from rekindle.actors import Host, Instance, Replica
+from rekindle.chaos.judge import End, History, judge
+from rekindle.chaos.ledger import Ledger
+from rekindle.chaos.loop import Deadlock, Process, new_loop
+from rekindle.chaos.plan import FAULTS_S, Plan, draw_plan
+from rekindle.chaos.reading import Reading, read
+from rekindle.chaos.simcluster import SimCluster
+from rekindle.chaos.simhost import host_of
+from rekindle.chaos.simwire import Net
+from rekindle.chaos.weather import Weather
+from rekindle.chaos.workload import KEYS, Workload
+from rekindle.events import RekindleError, shard_of
+from rekindle.events.simulated import SimulatedLog
+from rekindle.events.stores import LogStore
+from rekindle.supervisors import Controller, Service, control_log
+
+APP: Final = "simulated"
+SERVICE: Final = Service("ledger", Ledger, shards=4, instances=3, snapshot_every=20)
+HOSTED: Final = SERVICE.hosted(APP)
+
+NODES: Final = 4
+CLIENTS: Final = 3
+START_MAX_S: Final = 30.0
+HEAL_MAX_S: Final = 60.0
+LATE_S: Final = 8.0
+"""What was on its way when it became quiet has arrived after this time."""
+
+NEW_CONTROLLER_S: Final = 1.0
+ACKNOWLEDGED_MIN: Final = 200
+FAULTS_MIN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a run. faults: what the judge found; empty for a clean one."""
+
+    seed: int
+    faults: tuple[str, ...]
+    acknowledged: int
+    ends: dict[End, int]
+    took: Counter[str]
+    struck: int
+    seconds: float
+    lines: tuple[str, ...]
+    digest: int
+
+    @property
+    def counts(self) -> bool:
+        """Whether enough has happened for the run to mean anything."""
+        return self.acknowledged >= ACKNOWLEDGED_MIN and self.struck >= FAULTS_MIN
+
+
+def simulate(seed: int) -> Report:
+    """One run."""
+    world = World(seed)
+    try:
+        return world.run()
+    finally:
+        world.loop.close()
+
+
+class World:
+    """Everything there is in one run."""
+
+    def __init__(self, seed: int, plan: Plan | None = None) -> None:
+        self.seed = seed
+        self.loop = new_loop()
+        self.plan = plan or draw_plan(self.random("plan"))
+        self.net = Net(self.loop, self.random("net"))
+        self.log = SimulatedLog(self.random("log"))
+        self.cluster = SimCluster(self.loop, self.net, self.random("cluster"), self._launch)
+        self.weather = Weather(self, self.plan, self.random("weather"))
+        self.history = History()
+        self.controllers: list[Process] = []
+        self.clients: list[Process] = []
+        self.faults: list[str] = []
+        self.lines: list[str] = []
+        self._chance = self.random("world")
+        self._names = 0
+
+    def random(self, what: str) -> Random:
+        """A stream of chance of its own, so that what one part draws moves no other."""
+        return Random(f"{self.seed}/{what}")
+
+    def note(self, mark: str, text: str) -> None:
+        """A line of the trace. Marks: `!` a fault, `>` asked, `<` answered, `-` said, `=` a phase."""
+        self.lines.append(f"{self.loop.time():10.4f} {mark} {text}")
+
+    def processes(self) -> list[Process]:
+        """Everything that is alive."""
+        return [*self.cluster.processes, *self.clients]
+
+    # --- the run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Run it to its end, and judge it."""
+        try:
+            self.loop.run_until_complete(self._live())
+        except Deadlock as error:
+            self.faults.append(str(error))
+        self.faults += [f"bug: {failure}" for failure in self.loop.failures]
+        readings = [
+            read((e.offset, e.value) for e in self.log.records(HOSTED.partition(s))) for s in range(HOSTED.shards)
+        ]
+        self.faults += judge(self.history, readings)
+        return self._report(readings)
+
+    async def _live(self) -> None:
+        await self._prepare()
+        self.weather.begin()
+        self.note("=", f"begin: {self.plan}")
+        asking = [self._start_client(number) for number in range(CLIENTS)]
+        await asyncio.sleep(FAULTS_S)
+        self.note("=", "quiet")
+        self.weather.end()
+        self.ensure_controller()
+        await self._until(lambda: self.acknowledged >= ACKNOWLEDGED_MIN, "too few commands are acknowledged")
+        self.note("=", "end")
+        for workload in asking:
+            workload.asking = False
+        await asyncio.sleep(LATE_S)
+        await self._audit()
+
+    async def _prepare(self) -> None:
+        for topic in (HOSTED.topic(), control_log(APP).topic()):
+            await self.log.create(topic)
+        await LogStore(self.log, APP, create=True).open()
+        for _ in range(NODES):
+            self.weather.add_node()
+        self.ensure_controller()
+
+    async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        until = self.loop.time() + HEAL_MAX_S
+        while not condition():
+            if self.loop.time() > until:
+                self.faults.append(f"{otherwise}, {HEAL_MAX_S} s after everything has healed")
+                return
+            await asyncio.sleep(0.1)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many commands were answered with an outcome."""
+        return sum(op.tag is not None and op.seen is not None for op in self.history.ops)
+
+    # --- who lives in it ---------------------------------------------------------------------------------------
+
+    def host(self, process: Process) -> Host:
+        """What a process has; its clock is wrong by something of its own."""
+        skew_ms = self._chance.randint(-self.plan.skew_ms, self.plan.skew_ms)
+        random = self.random(process.name)
+        return host_of(process, self.net, self.log, APP, random, skew_ms, lambda line: self._say(process, line))
+
+    def _say(self, process: Process, line: str) -> None:
+        self.note("-", f"{process.name}: {line}")
+        if line.startswith("bug:") or "InternalError" in line:
+            self.faults.append(f"{process.name}: {line}")
+
+    async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
+        return await Instance(HOSTED, incarnation, self.host(process)).start(f"{process.host}:0")
+
+    def ensure_controller(self) -> None:
+        """Somebody is to lead: if nobody who can is there, a new one tries."""
+        if not any(process.runs for process in self.controllers):
+            self._names += 1
+            process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
+            self.controllers.append(process)
+            process.at_death.append(lambda: self._replace_controller(process))
+            process.start(self._lead(process))
+
+    def _replace_controller(self, process: Process) -> None:
+        self.controllers.remove(process)
+        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controller)
+
+    async def _lead(self, process: Process) -> None:
+        try:
+            reason = await Controller(APP, [SERVICE], self.cluster, self.host(process), process.name).run()
+        except RekindleError as error:
+            reason = repr(error)
+        self.note("-", f"{process.name} ended: {reason}")
+        process.kill()
+
+    def _start_client(self, number: int) -> Workload:
+        process = Process(self.loop, f"client-{number}", f"client-{number}")
+        self.clients.append(process)
+        workload = Workload(
+            process.name, self.host(process), APP, HOSTED, self.history, self.random(f"asks {number}"), self.note
+        )
+        process.start(workload.run())
+        return workload
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    async def _audit(self) -> None:
+        """Everybody is asked once more, and a reader of snapshots and log must see the same."""
+        auditor = Workload(
+            "auditor",
+            self.host(Process(self.loop, "auditor", "auditor")),
+            APP,
+            HOSTED,
+            self.history,
+            self.random("audit"),
+            self.note,
+        )
+        for key, seen in (await auditor.look_at_all(HEAL_MAX_S)).items():
+            if seen is None:
+                self.faults.append(f"{key!r} is not served {HEAL_MAX_S} s after everything has healed")
+        await self._audit_replicas()
+
+    async def _audit_replicas(self) -> None:
+        states = {op.key: op.seen for op in self.history.ops[-len(KEYS) :]}
+        store = LogStore(self.log, APP)
+        for shard in range(HOSTED.shards):
+            replica = Replica(HOSTED, shard, self.log, store, lambda line: self.note("-", f"replica: {line}"))
+            await replica.load()
+            await replica.read()
+            for key in [key for key in KEYS if shard_of(key, HOSTED.shards) == shard]:
+                _, state = replica.state(key) or (0, {"count": 0, "digest": 0})
+                if (state["count"], state["digest"]) != states[key]:
+                    self.faults.append(f"a replica of {key!r} has {state}, its owner said {states[key]}")
+
+    def _report(self, readings: list[Reading]) -> Report:
+        digest = crc32("\n".join(self.lines).encode(), self.net.digest)
+        return Report(
+            self.seed,
+            tuple(self.faults),
+            self.acknowledged,
+            {end: self.history.count(end) for end in End},
+            self.weather.took + self.log.took + self.net.took,
+            self.weather.count,
+            self.loop.time(),
+            tuple(self.lines),
+            crc32(repr(readings).encode(), digest),
+        )
