@@ -23,28 +23,24 @@ pytestmark = pytest.mark.ray
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for found, text in fences if found == language]
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Path]:
     """A folder with the README's program in it, and the program running on a Ray node of its own."""
     (tmp_path / "shop.py").write_text(blocks("python")[0])
-    up = subprocess.Popen(
-        [sys.executable, "-m", "rekindle.cli", "up", "shop:app", "--local", "1", "--wait", str(UP_MAX_S)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert up.stdout is not None, "the child was made without a pipe"
-        lines = _until(up, "Ctrl-C ends them")
-        assert any("shop is up: stock (32 shards, 3 instances)" in line for line in lines), lines
-        yield tmp_path
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.wait(RUN_MAX_S)
+    command = [sys.executable, "-m", "rekindle.cli", "up", "shop:app", "--local", "1", "--wait", str(UP_MAX_S)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as up:
+        try:
+            lines = _until(up, "Ctrl-C ends them")
+            assert any("shop is up: stock (32 shards, 3 instances)" in line for line in lines), lines
+            yield tmp_path
+        finally:
+            up.send_signal(signal.SIGINT)
+            up.wait(RUN_MAX_S)
 
 
 def _until(child: subprocess.Popen[str], text: str) -> list[str]:

@@ -91,7 +91,7 @@ async def scene(folder: Path) -> Scene:
     await store.open()
     total = 0
     async with running(TALLY, log := GatedLog(), store) as stage:
-        while stage.instance.around.counters.get("snapshot_saved", 0) < SNAPSHOTS:
+        while await stage.snapshots() < SNAPSHOTS:
             total = await stage.client.get(Tally, KEY).add(1)
         pointers = await store.pointers(stage.partition())
         assert len(pointers) == 2

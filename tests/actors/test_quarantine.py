@@ -115,12 +115,11 @@ async def assert_only_the_ill_one_is_refused(stage: Stage, reason: str) -> None:
     assert stage.heard(f"app.patient/0: quarantined Patient '{ILL}': ")
 
 
-async def wait_for_snapshot(stage: Stage, feed: str = "rice") -> int:
+async def wait_for_snapshot(stage: Stage) -> int:
     """Have a snapshot made of shard 0; the offset of its record."""
-    saved = stage.instance.around.counters
-    before = saved.get("snapshot_saved", 0)
-    while saved.get("snapshot_saved", 0) == before:
-        await stage.client.get(Patient, WELL).feed(feed)
+    before = await stage.snapshots()
+    while await stage.snapshots() == before:
+        await stage.client.get(Patient, WELL).feed("rice")
     store = stage.host.snapshots
     assert store is not None
     return (await store.pointers(stage.partition()))[0].offset
@@ -149,6 +148,7 @@ async def test_a_snapshot_keeps_what_was_put_aside_with_its_events(bugs: set[str
     async with running(PATIENT, log := GatedLog(), store) as stage:
         await stage.client.get(Patient, ILL).feed("soup")
         await wait_for_snapshot(stage)
+    async with running(PATIENT, log) as stage:
         await stage.client.get(Patient, ILL).feed("nuts", "cake")
         await stage.client.get(Patient, ILL).feed("tea")
     bugs.add("nuts")
@@ -184,7 +184,7 @@ async def test_a_state_that_the_class_does_not_take_any_more_puts_its_entity_asi
     await store.open()
     async with running(PATIENT, log := GatedLog(), store) as stage:
         await stage.client.get(Patient, ILL).feed("soup", "cake")
-        await log.trim(stage.partition(), await wait_for_snapshot(stage, "rice"))
+        await log.trim(stage.partition(), await wait_for_snapshot(stage))
         await stage.client.get(Patient, ILL).feed("tea")
     bugs.add("picky")
     async with running(PATIENT, log, store, shards=[0]) as stage:

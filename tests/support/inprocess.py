@@ -344,6 +344,12 @@ class Stage:
         """The instance's owner of the shard."""
         return self.instance.owners[shard]
 
+    async def snapshots(self, shard: int = 0) -> int:
+        """How many were saved of all shards, when none of this one is on its way any more."""
+        owner = self.owner(shard)
+        await eventually(lambda: not owner._saving)  # pyright: ignore[reportPrivateUsage]
+        return self.instance.around.counters.get("snapshot_saved", 0)
+
     async def put(self, *values: bytes, shard: int = 0) -> None:
         """Append these to a shard's log, as somebody would who is no owner."""
         await self.log.append(self.partition(shard), [(None, value) for value in values])

@@ -252,7 +252,9 @@ def judge(history: History, logs: Mapping[str, Sequence[Sequence[Raw]]]) -> Verd
         asked.setdefault(operation.key, []).append(operation)
         verdict.figures[operation.end.value] += 1
     for key, operations in asked.items():
-        verdict.faults += [f"{key}: {fault}" for fault in _Key(operations, effects.get(key, [])).faults()]
+        judged = _Key(operations, effects.get(key, []))
+        verdict.faults += [f"{key}: {fault}" for fault in judged.faults()]
+        verdict.figures["unknown and in the log"] += judged.took_effect_unknown()
     return verdict
 
 
@@ -280,6 +282,10 @@ class _Key:
         """Everything that must not be."""
         names = ["two commands have one name: this history cannot be judged"] if self.repeated else []
         return names + self._counts() + self._answers() + self._order() + self._reads()
+
+    def took_effect_unknown(self) -> int:
+        """How many took effect without their caller's knowing."""
+        return sum(self.commands[name].end is End.UNKNOWN for name in self.places if name in self.commands)
 
     def _counts(self) -> list[str]:
         """Every effect as often as its caller was told."""

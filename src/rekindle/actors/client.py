@@ -66,6 +66,9 @@ RETRY_MAX_S: Final = 0.5
 REFRESH_S: Final = 0.1
 """At most one question for the routing table in this time."""
 
+GREET_MAX_S: Final = 2.0
+"""How long an instance that took a connection may take to greet."""
+
 SILENT_S: Final = 1.0
 """A peer that does not answer for this long does not count as one that can be asked."""
 
@@ -152,8 +155,14 @@ class Peer:
         self.queue: list[Call] = []
         self.asking = False
         self.asked_at: float | None = None
+        self.heard_at = 0.0
         self.wake = asyncio.Event()
-        self.open = False
+        self.connection: Connection | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are sent to it."""
+        return self.connection is not None
 
     def ask(self, now: float) -> bool:
         """Ask for the table; False if this peer has not even answered the last time: its host may be gone in silence."""
@@ -169,17 +178,18 @@ class Peer:
         connection: Connection | None = None
         try:
             connection = await self.client.wire.connect(self.address)
-            await self._greet(connection)
-            self.open = True
+            async with asyncio.timeout(GREET_MAX_S):
+                await self._greet(connection)
+            self.connection = connection
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send(connection))
                 group.create_task(self._receive(connection))
-        except* (Closed, ConnectFailed, BadFrame) as errors:
+        except* (Closed, ConnectFailed, BadFrame, TimeoutError) as errors:
             self.client.last_error = str(errors.exceptions[0])
         except* TokenRefused as errors:
             self.client.fail_all(errors.exceptions[0])
         finally:
-            self.open = False
+            self.connection = None
             self.client.on_gone(self)
             if connection is not None:
                 await connection.close()
@@ -243,10 +253,11 @@ class Peer:
         return frame(CALL, list(groups.values()))
 
     async def _receive(self, connection: Connection) -> None:
-        answered, calls = self.client.on_answer, self.client.calls
+        answered, calls, loop = self.client.on_answer, self.client.calls, asyncio.get_running_loop()
+        self.heard_at = loop.time()
         while True:
             data = await connection.receive()
-            self.asked_at = None
+            self.asked_at, self.heard_at = None, loop.time()
             fields = parse(data)
             if fields[0] == ANSWER:
                 for number, payload in fields[1]:
@@ -304,6 +315,7 @@ class Client:
         self._skew_ms = 0
         self._count = 0
         self._asked_at = -REFRESH_S
+        self._missing_since: float | None = None
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -405,8 +417,10 @@ class Client:
         if now - self._asked_at < REFRESH_S or self._closing:
             return
         self._asked_at = now
+        self._missing_since = self._missing_since or now
         asked = [peer.ask(now) for peer in self.peers.values()]
-        if not any(asked):
+        if not any(asked) or now - self._missing_since > SILENT_S:  # whom we know may know no better
+            self._missing_since = now
             self._spawn(self._seek())
 
     async def _seek(self) -> None:
@@ -431,6 +445,7 @@ class Client:
         """A newer table: what had nowhere to go may go now."""
         if table.version > self.table.version:
             self.table = table
+            self._missing_since = None
             parked, self.parked = self.parked, []
             for call in parked:
                 self._resend(call)
@@ -524,15 +539,27 @@ class Client:
     async def _tick(self) -> None:
         """Deadlines, calls that were given up by their callers, calls that wait for a route."""
         loop = asyncio.get_running_loop()
+        looked_at = loop.time()
         while True:
             await asyncio.sleep(TICK_S)
             now = loop.time()
+            if now - looked_at > SILENT_S / 2:
+                looked_at = now
+                self._look_at_peers(now)
             for call in [c for c in self.calls.values() if c.deadline <= now or c.future.done()]:
                 self._expire(call)
             if self.parked:
                 parked, self.parked = self.parked, []
                 for call in parked:
                     self._resend(call)
+
+    def _look_at_peers(self, now: float) -> None:
+        """Who owes us answers and is silent is asked for the table; who does not even answer that is given up."""
+        owing = {call.peer for call in self.calls.values() if call.sent}
+        for peer in tuple(self.peers.values()):
+            if peer in owing and peer.connection is not None and now - peer.heard_at > SILENT_S and not peer.ask(now):
+                self.last_error = f"{peer.address} says nothing any more"
+                self._spawn(peer.connection.close())
 
     def _expire(self, call: Call) -> None:
         self._forget(call)

@@ -83,7 +83,7 @@ class Process:
             self.loop.bury(self._held)
             self._held.clear()
             for tell in self.at_death:
-                tell()
+                Context().run(tell)  # the world's, even if it has killed itself
 
     def take(self, handle: _Handle) -> bool:
         """Whether the callback may run now; else it is kept, or buried."""

@@ -40,7 +40,7 @@ TRIM_RECORDS_MAX: Final = 10_000
 """How many records one transaction deletes, so that appends need not wait long."""
 
 TOMBSTONES_KEPT: Final = 1_000
-"""A tombstone goes when this many records came after it: a reader that is so far behind does not need it."""
+"""A tombstone goes when this many records came after it. A reader that is further behind takes a dead key for alive."""
 
 _OFFSET_BITS: Final = 40
 

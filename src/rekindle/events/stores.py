@@ -15,7 +15,7 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -388,7 +388,7 @@ class LogStore:
         with suppress(LogTruncated):
             async with self._log.reader(self._place(extent), extent.first) as reader:
                 while entries := await reader.next(READ_WAIT_S):
-                    found |= _chunks_among(entries, keys, extent.last)
+                    found |= {e.key: e.value for e in entries if e.key in keys and e.value is not None}
                     if len(found) == extent.chunks or entries[-1].offset >= extent.last:
                         break
         return found
@@ -421,11 +421,6 @@ class LogStore:
             known.pop(int(offset), None)
         else:
             known[int(offset)] = entry.value
-
-
-def _chunks_among(entries: Sequence[Entry], keys: set[bytes], last: int) -> dict[bytes, bytes]:
-    near = (entry for entry in entries if entry.offset <= last)
-    return {entry.key: entry.value for entry in near if entry.key in keys and entry.value is not None}
 
 
 def _index_key(pointer: Pointer) -> bytes:

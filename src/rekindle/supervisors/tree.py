@@ -11,6 +11,8 @@ from rekindle.actors import Entity, Hosted
 from rekindle.events import RekindleError
 
 SHARDS_MAX: Final = 10_000
+RESERVED: Final = frozenset({"control", "snapshots", "snapshot-index"})
+
 HANG_S: Final = 5.0
 """Default of `Service.hang_s`: a handler that holds its instance's loop for longer has hung it."""
 
@@ -45,6 +47,8 @@ class Service:
     def __post_init__(self) -> None:
         if not (self.name and self.name.replace("-", "").replace("_", "").isalnum()):
             raise DeclarationError(f"a service's name has letters, digits, - and _; got {self.name!r}")
+        if self.name in RESERVED:
+            raise DeclarationError(f"a service cannot be called {self.name!r}: the application's own topics are {sorted(RESERVED)}")
         if not 1 <= self.shards <= SHARDS_MAX:
             raise DeclarationError(f"service {self.name!r}: shards must be 1 to {SHARDS_MAX}, got {self.shards}")
         if self.instances < 1:
