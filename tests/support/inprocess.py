@@ -12,6 +12,7 @@ before it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -44,6 +45,7 @@ from rekindle.actors.frames import (
     HELLO,
     LOST,
     PROTOCOL,
+    PULSE,
     RELEASE,
     SERVING,
     TABLE,
@@ -303,6 +305,7 @@ class Stage:
     host: Host
     instance: Instance
     address: str
+    beacon: str
     controller: Controller
     client: Client
     said: list[str]
@@ -327,6 +330,18 @@ class Stage:
     def another_client(self, *, token: str | None = None, now_ms: Callable[[], int] | None = None) -> Client:
         """A client of its own; to be entered."""
         return _client(self.hosted, self.address, now_ms or self.host.now_ms, token or self.host.token)
+
+    @asynccontextmanager
+    async def announced(self) -> AsyncGenerator[list[list[Any]]]:
+        """What the instance says over its beacon within the block, but for its pulses."""
+        said: list[list[Any]] = []
+        beacon = await self.host.wire.connect(self.beacon)
+        await beacon.send((self.host.token or "").encode())
+        assert parse(await beacon.receive())[0] == PULSE
+        task = asyncio.create_task(_keep_announcements(beacon, said))
+        yield said
+        await beacon.close()
+        await task
 
     async def take(self, *shards: int, **assignment: Any) -> None:
         """Have the shards served by the instance, under a new number."""
@@ -372,7 +387,7 @@ async def running(
     now_ms = clock or Clock()
     host = Host(log, store, wire, now_ms, asyncio.to_thread, said.append, token=token)
     instance = Instance(hosted, f"instance-{next(_numbers)}", host)
-    address, _ = await instance.start(BIND)
+    address, beacon = await instance.start(BIND)
     tasks: list[asyncio.Task[None]] = []
     try:
         connection = await wire.connect(address)
@@ -381,7 +396,7 @@ async def running(
         controller = Controller(connection, hosted, address)
         tasks.append(asyncio.create_task(controller.listen()))
         async with _client(hosted, address, now_ms, token) as client:
-            stage = Stage(hosted, log, host, instance, address, controller, client, said, tasks)
+            stage = Stage(hosted, log, host, instance, address, beacon, controller, client, said, tasks)
             await stage.take(*(range(hosted.shards) if shards is None else shards))
             yield stage
     finally:
@@ -389,6 +404,14 @@ async def running(
         await asyncio.gather(*tasks)
     bugs = [line for line in said if line.startswith("bug:")]
     assert not bugs, f"expected no task of the instance to die, got {bugs}"
+
+
+async def _keep_announcements(beacon: Connection, said: list[list[Any]]) -> None:
+    with contextlib.suppress(Closed):
+        while True:
+            fields = parse(await beacon.receive())
+            if fields[0] != PULSE:
+                said.append(fields)
 
 
 def _client(hosted: Hosted, address: str, now_ms: Callable[[], int], token: str | None) -> Client:

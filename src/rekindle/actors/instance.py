@@ -72,6 +72,7 @@ class Hosted:
     kind: EntityType
     shards: int
     snapshot_every: int = SNAPSHOT_EVERY
+    retention: bool = False
 
     def partition(self, shard: int) -> Partition:
         """Where the shard's log is."""
@@ -134,7 +135,15 @@ class Instance:
         self._listening: Listening | None = None
         self._beacon: Beacon | None = None
         self.around = Surroundings(
-            host.log, host.snapshots, host.now_ms, host.spawn, host.offload, self, host.say, hosted.snapshot_every
+            host.log,
+            host.snapshots,
+            host.now_ms,
+            host.spawn,
+            host.offload,
+            self,
+            host.say,
+            hosted.snapshot_every,
+            hosted.retention,
         )
 
     # --- life --------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from rekindle.events import (
     InternalError,
     Keyed,
     LogDamaged,
+    LogError,
     LogTruncated,
     LogUnavailable,
     Partition,
@@ -40,7 +41,7 @@ from rekindle.events import (
     unpack,
 )
 from rekindle.events.records import SNAPSHOTTED
-from rekindle.events.snapshots import newest_whole, pack_blob, save
+from rekindle.events.snapshots import KEPT, newest_whole, pack_blob, save
 
 LOG_AWAY_MAX_S: Final = 60.0
 """How long an owner goes on trying to reach the log before it gives its shard up."""
@@ -98,7 +99,8 @@ class Assignment:
 class Surroundings:
     """What an owner needs of the process it lives in; simulated ones are deterministic.
 
-    offload: runs a function off the loop. say: a line for the operator.
+    offload: runs a function off the loop. say: a line for the operator. retention: delete records that two snapshots
+    make superfluous.
     """
 
     log: EventLog
@@ -109,6 +111,7 @@ class Surroundings:
     witness: Witness
     say: Callable[[str], None]
     snapshot_every: int = SNAPSHOT_EVERY
+    retention: bool = False
     counters: dict[str, int] = field(default_factory=dict[str, int])
 
     def count(self, what: str, more: int = 1) -> None:
@@ -137,6 +140,7 @@ class Owner:
         self.shard = self._new_shard()
 
     def _new_shard(self) -> Shard:
+        self._saving = False
         around = self.around
         edge = Edge(around.now_ms, self._work.set, around.spawn, around.witness, self._on_snapshot, self._on_quarantine)
         shard = Shard(self.partition, self.kind, self.assignment.number, self.incarnation, edge)
@@ -397,14 +401,23 @@ class Owner:
             blob = await self.around.offload(lambda: blob_of(captured, fold, self.kind))
             self._blob_size = len(blob)
             await save(store, self.partition, offset, sequence, name, blob)
+            if self.around.retention:
+                await self._trim(store)
             self.around.count("snapshot_saved")
-        except SnapshotError as error:
+        except (SnapshotError, LogError) as error:
             self.around.count("snapshot_failed")
             self.around.say(
                 f"{self.partition}: snapshot at sequence {sequence} failed, the log is whole without it: {error}"
             )
         finally:
             self._saving = False
+
+    async def _trim(self, store: SnapshotStore) -> None:
+        """Delete what neither of the two newest snapshots needs: never by a clock, never without a second snapshot."""
+        pointers = await store.pointers(self.partition)
+        if len(pointers) >= KEPT:
+            await self.around.log.trim(self.partition, pointers[KEPT - 1].offset)
+            self.around.count("trimmed")
 
     def _on_quarantine(self, reason: str) -> None:
         self.around.count("quarantined")

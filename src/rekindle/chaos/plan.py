@@ -58,7 +58,7 @@ def draw_plan(random: Random) -> Plan:
     kinds = random.sample(KINDS, random.randint(3, len(KINDS)))
     count = random.randint(6, 16)
     faults = [Fault(_time(random), random.choice(kinds), random.random(), _duration(random)) for _ in range(count)]
-    skew_ms = random.choice([0, 0, 50, 5_000])
+    skew_ms = random.choice([0, 0, 50, 5_000, 5_000, 900_000])
     return Plan(tuple(sorted(faults, key=lambda fault: fault.at_s)), _draw_log(random), _draw_wire(random), skew_ms)
 
 

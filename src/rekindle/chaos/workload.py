@@ -10,12 +10,13 @@ from typing import Final
 from rekindle.actors import CallError, Client, Host, Hosted
 from rekindle.chaos.judge import End, History, Op, Seen
 from rekindle.chaos.ledger import Even, Ledger
+from rekindle.chaos.loop import Process
 from rekindle.supervisors import seeds
 
 KEYS: Final = tuple(f"ledger-{number}" for number in range(8))
 KINDS: Final = {"append": 5, "take": 3, "look": 3, "fail": 1, "slowly": 1}
 CALLERS: Final = 3
-PAUSE_S: Final = 0.2
+PAUSE_S: Final = 0.15
 """A caller waits about this long before it asks again."""
 
 TIMEOUTS_S: Final = (0.3, 2.0, 10.0)
@@ -26,7 +27,7 @@ class Workload:
 
     def __init__(
         self,
-        name: str,
+        process: Process,
         host: Host,
         app: str,
         hosted: Hosted,
@@ -34,7 +35,8 @@ class Workload:
         random: Random,
         note: Callable[[str, str], None],
     ) -> None:
-        self.name = name
+        self.process = process
+        self.name = process.name
         self.host = host
         self.history = history
         self.random = random
@@ -58,9 +60,10 @@ class Workload:
             await self.ask(self.random.choice(KEYS), kind, self.random.choice(TIMEOUTS_S))
 
     async def look_at_all(self, timeout_s: float) -> dict[str, Seen | None]:
-        """What every ledger has."""
+        """What every ledger has; None where nobody says it in time."""
         async with self.client:
-            return {key: (await self.ask(key, "look", timeout_s)).seen for key in KEYS}
+            ops = await asyncio.gather(*(self.ask(key, "look", timeout_s) for key in KEYS))
+        return {op.key: op.seen for op in ops}
 
     async def ask(self, key: str, kind: str, timeout_s: float) -> Op:
         """One operation, to its end."""

@@ -18,7 +18,7 @@ from typing import Final
 from zlib import crc32
 
 from rekindle.actors import Host, Instance, Replica
-from rekindle.chaos.judge import End, History, judge
+from rekindle.chaos.judge import End, History, Seen, judge
 from rekindle.chaos.ledger import Ledger
 from rekindle.chaos.loop import Deadlock, Process, new_loop
 from rekindle.chaos.plan import FAULTS_S, Plan, draw_plan
@@ -41,6 +41,9 @@ NODES: Final = 4
 CLIENTS: Final = 3
 START_MAX_S: Final = 30.0
 HEAL_MAX_S: Final = 60.0
+OPERATOR_S: Final = 15.0
+"""What is not served so long after everything has healed is looked at by somebody."""
+
 LATE_S: Final = 8.0
 """What was on its way when it became quiet has arrived after this time."""
 
@@ -51,7 +54,11 @@ FAULTS_MIN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a run. faults: what the judge found; empty for a clean one."""
+    """What came of a run. faults: what the judge found; empty for a clean one.
+
+    took: how often each fault took effect; struck: how many did, without those that are only late. operated: an
+    operator was needed in the end.
+    """
 
     seed: int
     faults: tuple[str, ...]
@@ -59,6 +66,7 @@ class Report:
     ends: dict[End, int]
     took: Counter[str]
     struck: int
+    operated: bool
     seconds: float
     lines: tuple[str, ...]
     digest: int
@@ -93,6 +101,7 @@ class World:
         self.controllers: list[Process] = []
         self.clients: list[Process] = []
         self.faults: list[str] = []
+        self.operated = False
         self.lines: list[str] = []
         self._chance = self.random("world")
         self._names = 0
@@ -128,7 +137,7 @@ class World:
         await self._prepare()
         self.weather.begin()
         self.note("=", f"begin: {self.plan}")
-        asking = [self._start_client(number) for number in range(CLIENTS)]
+        asking = [self._start_client(number) for number in range(1, CLIENTS + 1)]
         await asyncio.sleep(FAULTS_S)
         self.note("=", "quiet")
         self.weather.end()
@@ -198,35 +207,38 @@ class World:
         self.note("-", f"{process.name} ended: {reason}")
         process.kill()
 
-    def _start_client(self, number: int) -> Workload:
-        process = Process(self.loop, f"client-{number}", f"client-{number}")
+    def _client(self, name: str) -> Workload:
+        process = Process(self.loop, name, name)
         self.clients.append(process)
-        workload = Workload(
-            process.name, self.host(process), APP, HOSTED, self.history, self.random(f"asks {number}"), self.note
-        )
-        process.start(workload.run())
+        return Workload(process, self.host(process), APP, HOSTED, self.history, self.random(f"{name} asks"), self.note)
+
+    def _start_client(self, number: int) -> Workload:
+        workload = self._client(f"client-{number}")
+        workload.process.start(workload.run())
         return workload
 
     # --- the end -----------------------------------------------------------------------------------------------
 
     async def _audit(self) -> None:
         """Everybody is asked once more, and a reader of snapshots and log must see the same."""
-        auditor = Workload(
-            "auditor",
-            self.host(Process(self.loop, "auditor", "auditor")),
-            APP,
-            HOSTED,
-            self.history,
-            self.random("audit"),
-            self.note,
-        )
-        for key, seen in (await auditor.look_at_all(HEAL_MAX_S)).items():
-            if seen is None:
-                self.faults.append(f"{key!r} is not served {HEAL_MAX_S} s after everything has healed")
-        await self._audit_replicas()
+        await self._operate()
+        seen = await self._client("the auditor").look_at_all(HEAL_MAX_S)
+        missing = [key for key, what in seen.items() if what is None]
+        if missing:
+            self.faults.append(f"{missing} are not served {HEAL_MAX_S} s after everything has healed")
+        else:
+            await self._audit_replicas(seen)
 
-    async def _audit_replicas(self) -> None:
-        states = {op.key: op.seen for op in self.history.ops[-len(KEYS) :]}
+    async def _operate(self) -> None:
+        """What is refused (two instances died during a shard's replay) stays so until an operator has had a look."""
+        seen = await self._client("the operator").look_at_all(OPERATOR_S)
+        if None in seen.values():
+            self.operated = True
+            self.note("=", "the operator starts another controller")
+            for controller in tuple(self.controllers):
+                controller.kill()
+
+    async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:
         store = LogStore(self.log, APP)
         for shard in range(HOSTED.shards):
             replica = Replica(HOSTED, shard, self.log, store, lambda line: self.note("-", f"replica: {line}"))
@@ -234,8 +246,8 @@ class World:
             await replica.read()
             for key in [key for key in KEYS if shard_of(key, HOSTED.shards) == shard]:
                 _, state = replica.state(key) or (0, {"count": 0, "digest": 0})
-                if (state["count"], state["digest"]) != states[key]:
-                    self.faults.append(f"a replica of {key!r} has {state}, its owner said {states[key]}")
+                if (state["count"], state["digest"]) != seen[key]:
+                    self.faults.append(f"a replica of {key!r} has {state}, its owner said {seen[key]}")
 
     def _report(self, readings: list[Reading]) -> Report:
         digest = crc32("\n".join(self.lines).encode(), self.net.digest)
@@ -246,6 +258,7 @@ class World:
             {end: self.history.count(end) for end in End},
             self.weather.took + self.log.took + self.net.took,
             self.weather.count,
+            self.operated,
             self.loop.time(),
             tuple(self.lines),
             crc32(repr(readings).encode(), digest),

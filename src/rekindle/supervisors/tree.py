@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Final
 
 from rekindle.actors import Entity, Hosted
+from rekindle.actors.owner import SNAPSHOT_EVERY
 from rekindle.events import RekindleError
 
 SHARDS_MAX: Final = 10_000
@@ -34,14 +35,16 @@ ONE_FOR_ONE: Final = Strategy.ONE_FOR_ONE
 class Service:
     """An entity type that runs: how many shards (for ever), how many instances (now).
 
-    snapshot_every: commits of a shard between two snapshots. hang_s: seconds that one handler may hold an instance.
+    snapshot_every: commits of a shard between two snapshots. retention: delete records below the second-newest
+    snapshot; without it events stay for ever. hang_s: seconds that one handler may hold an instance.
     """
 
     name: str
     entity: type[Entity]
     shards: int
     instances: int
-    snapshot_every: int | None = None
+    snapshot_every: int = SNAPSHOT_EVERY
+    retention: bool = False
     hang_s: float = HANG_S
 
     def __post_init__(self) -> None:
@@ -57,11 +60,7 @@ class Service:
     def hosted(self, app: str) -> Hosted:
         """The service as its instances and clients need it. Raises `EntityDefinitionError`."""
         kind = self.entity.describe()
-        return (
-            Hosted(app, self.name, kind, self.shards)
-            if self.snapshot_every is None
-            else Hosted(app, self.name, kind, self.shards, self.snapshot_every)
-        )
+        return Hosted(app, self.name, kind, self.shards, self.snapshot_every, self.retention)
 
 
 @dataclass(frozen=True)
