@@ -45,6 +45,7 @@ class Scroll(Entity):
 
 
 KIND = Scroll.describe()
+WORD = Written(words=["a"])
 
 keys = st.sampled_from(KEYS)
 texts = st.lists(st.sampled_from(["a", "longer", "x" * 200, CURSE]), min_size=1, max_size=3)
@@ -69,10 +70,8 @@ class Library(RuleBasedStateMachine):
         return self.entities.active.get(key) or self.entities.activate(key)
 
     def commit(self, key: str, events: Sequence[Event], version: int) -> bytes:
-        raw = [unpack(pack_event(event)) for event in events]
-        value = encode(Commit(COMMAND, 0, len(self.log) + 1, 0, b"s", 1, 1, key, version, b"", None, raw))
-        self.log.append(value)
-        return value
+        self.log.append(_committed(key, events, version))
+        return self.log[-1]
 
     # What a shard does with them
 
@@ -196,10 +195,31 @@ class Library(RuleBasedStateMachine):
         for active in self.entities.active.values():
             assert len(active.since) <= active.since_max <= SINCE_MIN + len(active.base or b"")
 
-    @invariant()
-    def objects_are_few(self) -> None:
-        """The clock algorithm goes round once before it puts the first one away."""
-        assert len(self.entities.active) <= 2 * ACTIVE_MAX + 1
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_however_many_are_used_few_of_them_are_objects(again: int) -> None:
+    entities = Entities(KIND, [].append)
+    for key in again * [f"scroll-{number}" for number in range(50 * ACTIVE_MAX)]:
+        active = entities.activate(key)
+        entities.executed(key, active, _committed(key, [WORD], active.version + 1), active.version + 1)
+        assert len(entities.active) <= 2 * ACTIVE_MAX
+    assert len(entities) == 50 * ACTIVE_MAX
+
+
+def test_what_is_not_used_any_more_is_put_away_for_good() -> None:
+    """Also what was only looked at, and then nothing is kept of it."""
+    entities = Entities(KIND, [].append)
+    for key in KEYS[:ACTIVE_MAX]:
+        entities.activate(key)
+    entities.executed(KEYS[0], entities.active[KEYS[0]], _committed(KEYS[0], [WORD], 1), 1)
+    for _ in range(4):
+        entities.sweep(2 * ACTIVE_MAX)
+    assert (list(entities.active), list(entities.idle), len(entities)) == ([], [KEYS[0]], 1)
+
+
+def _committed(key: str, events: Sequence[Event], version: int) -> bytes:
+    raw = [unpack(pack_event(event)) for event in events]
+    return encode(Commit(COMMAND, 0, 1, 0, b"s", 1, 1, key, version, b"", None, raw))
 
 
 def _commit_of(value: bytes) -> Commit:

@@ -24,7 +24,7 @@ from tests.support.running import KEYS, Running, ask_all, load, running
 from tests.support.service import Ledger
 
 BROKERS: Final = (1, 2, 3)
-ROUNDS: Final = 2
+KILLS: Final = 3
 ACKNOWLEDGED_BETWEEN: Final = 200
 SERVED_MAX_S: Final = 60.0
 """A new leader takes 2 to 3 s on a quiet machine; the brokers share this one with the instances, and with others."""
@@ -94,9 +94,9 @@ def test_leaders_die_and_come_back_under_load(kafka3: KafkaCluster, unique: str)
     async def run() -> None:
         async with running(unique, f"kafka://{kafka3.bootstrap}") as shop:
             async with load(shop.client, shop.history):
-                for number in range(ROUNDS):
+                for number in range(KILLS):
                     await _kill_leader(shop, kafka3, number)
-                    await _freeze_leader(shop, kafka3, number)
+                await _freeze_leader(shop, kafka3, KILLS)
                 await _freeze_followers(shop, kafka3)
             verdict = await shop.verdict()
             print(verdict)
@@ -104,3 +104,22 @@ def test_leaders_die_and_come_back_under_load(kafka3: KafkaCluster, unique: str)
             assert verdict.figures["doubts"] > 0
 
     asyncio.run(run())
+
+
+def test_the_controller_leads_again_when_the_log_was_away_for_too_long(
+    kafka3: KafkaCluster, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rekindle.actors.owner.LOG_AWAY_MAX_S", PATIENCE_S)  # of the controller, which runs in here
+    log, nodes = f"kafka://{kafka3.bootstrap}", ["a"]
+    app, launch = app_of(unique, log), launch_of(unique, log)
+    asyncio.run(create_topics(app, log))
+    controller = ControllerThread(launch, lambda: ProcessCluster(launch, nodes))
+    controller.start()
+    try:
+        assert controller.wait_up(SERVED_MAX_S), controller.said()
+        _freeze_until_it_gives_up(kafka3, controller)
+        assert controller.wait_up(SERVED_MAX_S), controller.said()
+        asyncio.run(_see_all_answer(app))
+        assert controller.stop() == "stopped"
+    finally:
+        controller.stop()

@@ -529,11 +529,12 @@ class Client:
             call.session.outstanding.pop(call.number, None)
 
     def fail_all(self, error: BaseException) -> None:
-        """Give up everything that is outstanding."""
+        """Give up everything that is outstanding. A command that was sent may have been run, whatever the reason."""
         for call in tuple(self.calls.values()):
             self._forget(call)
             if not call.future.done():
-                call.future.set_exception(error)
+                unknown = OutcomeUnknown(f"{call.handler.name} of {call.wire[2]!r} may have been run: {error}")
+                call.future.set_exception(unknown if call.sent and call.number else error)
                 call.future.exception()
 
     async def _tick(self) -> None:

@@ -21,6 +21,9 @@ from rekindle.events.records import RawEvent
 ACTIVE_MAX: Final = 16_384
 """Entities of one shard kept as objects; above it the least recently used are encoded."""
 
+SWEEP_FOR_ONE: Final = 3
+"""Looked at for each one above it: more than the two looks, on average, after which one is encoded, or they grow in number."""
+
 SINCE_MIN: Final = 32
 _BYTES_PER_COMMIT: Final = 32
 
@@ -92,7 +95,7 @@ class Entities:
             del self.idle[key]
         self.active[key] = active
         if len(self.active) > ACTIVE_MAX:
-            self.sweep(2)
+            self.sweep(SWEEP_FOR_ONE)
         return active
 
     def _restored(self, key: str, data: bytes) -> tuple[Entity, int]:

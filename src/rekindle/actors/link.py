@@ -41,8 +41,11 @@ class Link:
         """Send an answer with this turn's frame."""
         if len(payload) > ANSWER_BYTES_MAX:
             payload = failed(RecordTooLarge("the answer", len(payload), ANSWER_BYTES_MAX))
-        self.answers.append((call, payload))
-        self._more(len(payload))
+        answers = self.answers
+        answers.append((call, payload))
+        self.waiting_bytes += len(payload)
+        if len(answers) == 1 or self.waiting_bytes > WAITING_BYTES_MAX:
+            self._more(0)
 
     def send(self, data: bytes) -> None:
         """Send a frame."""

@@ -17,7 +17,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
-from functools import partial
 from heapq import heappop, heappush
 from math import inf
 from typing import Any, Final, NoReturn, TypeVar, TypeVarTuple
@@ -104,32 +103,29 @@ class Process:
     def _drain(self) -> None:
         self._draining = False
         if self._held and 0 < self.pace_s < inf:
-            self._held.popleft().run()
+            self.loop.run(self._held.popleft())
         self._drain_later()
 
 
 class _Handle(asyncio.TimerHandle):
-    """A callback, and whose it is."""
+    """A callback, and whose it is. asyncio's own constructor is left out: it keeps what only debugging needs."""
 
-    __slots__ = ("_work", "process")
+    __slots__ = ("args", "callback", "context", "process")
 
-    def __init__(
-        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: Context
-    ) -> None:
-        super().__init__(when, callback, args, loop, context)
+    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
+        self._when = when
+        self._cancelled = False
+        self.callback = callback
+        self.args = args
+        self.context = context
         self.process = context.get(_process)
-        self._work = partial(context.run, callback, *args)
 
-    def run(self) -> None:
-        """Call back; what it raises is the loop's to report."""
-        if self.cancelled():
-            return
-        try:
-            self._work()
-        except Exception as error:  # noqa: BLE001 - as asyncio's own loop does
-            self._loop.call_exception_handler({"message": f"a callback raised: {self!r}", "exception": error})
+    def cancel(self) -> None:
+        """See `asyncio`. It is passed over when its time comes."""
+        self._cancelled = True
 
-    _loop: SimLoop
+    def __repr__(self) -> str:
+        return f"{self.callback} of {self.process.name if self.process else 'the world'}"
 
 
 class _Task(asyncio.Task[T]):
@@ -138,17 +134,6 @@ class _Task(asyncio.Task[T]):
     def __init__(self, number: int, work: Generator[Any, None, T] | Coroutine[Any, Any, T], **how: Any) -> None:
         self._number = number
         super().__init__(work, **how)
-
-    def __hash__(self) -> int:
-        return self._number
-
-
-class _Future(asyncio.Future[T]):
-    """A future, likewise."""
-
-    def __init__(self, number: int, loop: SimLoop) -> None:
-        self._number = number
-        super().__init__(loop=loop)
 
     def __hash__(self) -> int:
         return self._number
@@ -189,7 +174,16 @@ class SimLoop(asyncio.AbstractEventLoop):
             raise Deadlock(f"{STEPS_AT_ONCE_MAX} callbacks at {self._now} s, and time does not move: {self._waiting()}")
         handle = self._ready.popleft()
         if handle.process is None or handle.process.take(handle):
-            handle.run()
+            self.run(handle)
+
+    def run(self, handle: _Handle) -> None:
+        """Call back; what it raises is noted."""
+        if handle.cancelled():
+            return
+        try:
+            handle.context.run(handle.callback, *handle.args)
+        except Exception as error:  # noqa: BLE001 - as asyncio's own loop does
+            self.call_exception_handler({"message": f"a callback raised: {handle!r}", "exception": error})
 
     def _advance(self) -> None:
         """Jump to the next timer that was not cancelled."""
@@ -197,8 +191,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             raise Deadlock(f"at {self._now} s nothing is ready and no timer is set: {self._waiting()}")
         when, _, handle = heappop(self._timers)
         if not handle.cancelled():
-            self._at_once = self._at_once if when <= self._now else 0
-            self._now = max(self._now, when)
+            if when > self._now:
+                self._now, self._at_once = when, 0
             self._ready.append(handle)
 
     def _waiting(self) -> str:
@@ -226,7 +220,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                     task.cancel()
                 if not self._ready:
                     break
-                self._ready.popleft().run()
+                self.run(self._ready.popleft())
         finally:
             asyncio._set_running_loop(None)
             self._timers.clear()
@@ -239,7 +233,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def call_soon(self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None) -> _Handle:
         """See `asyncio`."""
-        handle = _Handle(self._now, callback, args, self, copy_context() if context is None else context)
+        handle = _Handle(self._now, callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
         return handle
 
@@ -253,18 +247,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> _Handle:
         """See `asyncio`."""
-        handle = _Handle(when, callback, args, self, copy_context() if context is None else context)
+        handle = _Handle(when, callback, args, copy_context() if context is None else context)
         self._count += 1
         heappush(self._timers, (when, self._count, handle))
         return handle
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time comes."""
-
     def create_future(self) -> asyncio.Future[Any]:
         """See `asyncio`."""
-        self._count += 1
-        return _Future(self._count, self)
+        return asyncio.Future(loop=self)
 
     def create_task(
         self,

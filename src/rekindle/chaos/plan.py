@@ -45,12 +45,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that goes wrong. skew_ms: by how much clocks may be wrong."""
+    """Everything that goes wrong. skew_ms: by how much clocks may be wrong. retention: whether owners delete what their
+    snapshots do not need."""
 
     faults: tuple[Fault, ...]
     log: LogFaults
     wire: WireFaults
     skew_ms: int
+    retention: bool
 
 
 def draw_plan(random: Random) -> Plan:
@@ -59,7 +61,8 @@ def draw_plan(random: Random) -> Plan:
     count = random.randint(6, 16)
     faults = [Fault(_time(random), random.choice(kinds), random.random(), _duration(random)) for _ in range(count)]
     skew_ms = random.choice([0, 0, 50, 5_000, 5_000, 900_000])
-    return Plan(tuple(sorted(faults, key=lambda fault: fault.at_s)), _draw_log(random), _draw_wire(random), skew_ms)
+    faults.sort(key=lambda fault: fault.at_s)
+    return Plan(tuple(faults), _draw_log(random), _draw_wire(random), skew_ms, random.random() < 0.5)
 
 
 def _time(random: Random) -> float:

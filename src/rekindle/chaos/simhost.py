@@ -16,7 +16,18 @@ from typing import Final
 from rekindle.actors import Host
 from rekindle.chaos.loop import Process, outside
 from rekindle.chaos.simwire import REFUSED_S, Net
-from rekindle.events import AppendUnknown, Bounds, Entry, EventLog, Keyed, LogUnavailable, Partition, Reader, Topic
+from rekindle.events import (
+    AppendUnknown,
+    Bounds,
+    Entry,
+    EventLog,
+    Keyed,
+    LogUnavailable,
+    Partition,
+    Reader,
+    Stored,
+    Topic,
+)
 from rekindle.events.simulated import SimulatedLog
 from rekindle.events.stores import LogStore
 
@@ -24,6 +35,25 @@ EPOCH_MS: Final = 1_700_000_000_000
 TOKEN: Final = "simulated"
 LOG_HOST: Final = "log"
 """The name of the log's host, for cuts."""
+
+
+class KeptLog(SimulatedLog):
+    """The world's log. What owners delete of it is kept for the judge."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self._deleted: dict[Partition, list[Stored]] = {}
+
+    async def trim(self, partition: Partition, before: int) -> None:
+        """See `EventLog`."""
+        known = self.records(partition)
+        await super().trim(partition, before)
+        start = self.records(partition)[0].offset
+        self._deleted.setdefault(partition, []).extend(record for record in known if record.offset < start)
+
+    def everything(self, partition: Partition) -> list[Stored]:
+        """All records that the partition ever had."""
+        return [*self._deleted.get(partition, ()), *self.records(partition)]
 
 
 class LogView:

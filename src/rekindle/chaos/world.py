@@ -24,18 +24,18 @@ from rekindle.chaos.loop import Deadlock, Process, new_loop
 from rekindle.chaos.plan import FAULTS_S, Plan, draw_plan
 from rekindle.chaos.reading import Reading, read
 from rekindle.chaos.simcluster import SimCluster
-from rekindle.chaos.simhost import host_of
+from rekindle.chaos.simhost import KeptLog, host_of
 from rekindle.chaos.simwire import Net
 from rekindle.chaos.weather import Weather
 from rekindle.chaos.workload import KEYS, Workload
 from rekindle.events import RekindleError, shard_of
-from rekindle.events.simulated import SimulatedLog
 from rekindle.events.stores import LogStore
 from rekindle.supervisors import Controller, Service, control_log
 
 APP: Final = "simulated"
-SERVICE: Final = Service("ledger", Ledger, shards=4, instances=3, snapshot_every=20)
-HOSTED: Final = SERVICE.hosted(APP)
+SHARDS: Final = 4
+INSTANCES: Final = 3
+SNAPSHOT_EVERY: Final = 20
 
 NODES: Final = 4
 CLIENTS: Final = 3
@@ -46,6 +46,9 @@ OPERATOR_S: Final = 15.0
 
 LATE_S: Final = 8.0
 """What was on its way when it became quiet has arrived after this time."""
+
+FALSE_ALARMS: Final = ("bug:", "InternalError", "LogTruncated", "LogDamaged", "NewerRecord", "TopicMissing")
+"""Nothing in this world damages the log: whoever says so is wrong, and keeps a shard down for it."""
 
 NEW_CONTROLLER_S: Final = 1.0
 ACKNOWLEDGED_MIN: Final = 200
@@ -93,8 +96,10 @@ class World:
         self.seed = seed
         self.loop = new_loop()
         self.plan = plan or draw_plan(self.random("plan"))
+        self.service = Service("ledger", Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention)
+        self.hosted = self.service.hosted(APP)
         self.net = Net(self.loop, self.random("net"))
-        self.log = SimulatedLog(self.random("log"))
+        self.log = KeptLog(self.random("log"))
         self.cluster = SimCluster(self.loop, self.net, self.random("cluster"), self._launch)
         self.weather = Weather(self, self.plan, self.random("weather"))
         self.history = History()
@@ -128,7 +133,7 @@ class World:
             self.faults.append(str(error))
         self.faults += [f"bug: {failure}" for failure in self.loop.failures]
         readings = [
-            read((e.offset, e.value) for e in self.log.records(HOSTED.partition(s))) for s in range(HOSTED.shards)
+            read((e.offset, e.value) for e in self.log.everything(self.hosted.partition(s))) for s in range(SHARDS)
         ]
         self.faults += judge(self.history, readings)
         return self._report(readings)
@@ -142,6 +147,7 @@ class World:
         self.note("=", "quiet")
         self.weather.end()
         self.ensure_controller()
+        await self._operate()
         await self._until(lambda: self.acknowledged >= ACKNOWLEDGED_MIN, "too few commands are acknowledged")
         self.note("=", "end")
         for workload in asking:
@@ -150,7 +156,7 @@ class World:
         await self._audit()
 
     async def _prepare(self) -> None:
-        for topic in (HOSTED.topic(), control_log(APP).topic()):
+        for topic in (self.hosted.topic(), control_log(APP).topic()):
             await self.log.create(topic)
         await LogStore(self.log, APP, create=True).open()
         for _ in range(NODES):
@@ -180,11 +186,11 @@ class World:
 
     def _say(self, process: Process, line: str) -> None:
         self.note("-", f"{process.name}: {line}")
-        if line.startswith("bug:") or "InternalError" in line:
+        if any(alarm in line for alarm in FALSE_ALARMS):
             self.faults.append(f"{process.name}: {line}")
 
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
-        return await Instance(HOSTED, incarnation, self.host(process)).start(f"{process.host}:0")
+        return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
 
     def ensure_controller(self) -> None:
         """Somebody is to lead: if nobody who can is there, a new one tries."""
@@ -200,17 +206,21 @@ class World:
         self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controller)
 
     async def _lead(self, process: Process) -> None:
+        reason = "a bug"
         try:
-            reason = await Controller(APP, [SERVICE], self.cluster, self.host(process), process.name).run()
+            reason = await Controller(APP, [self.service], self.cluster, self.host(process), process.name).run()
         except RekindleError as error:
             reason = repr(error)
-        self.note("-", f"{process.name} ended: {reason}")
-        process.kill()
+        finally:
+            self.note("-", f"{process.name} ended: {reason}")
+            process.kill()
 
     def _client(self, name: str) -> Workload:
         process = Process(self.loop, name, name)
         self.clients.append(process)
-        return Workload(process, self.host(process), APP, HOSTED, self.history, self.random(f"{name} asks"), self.note)
+        return Workload(
+            process, self.host(process), APP, self.hosted, self.history, self.random(f"{name} asks"), self.note
+        )
 
     def _start_client(self, number: int) -> Workload:
         workload = self._client(f"client-{number}")
@@ -221,7 +231,6 @@ class World:
 
     async def _audit(self) -> None:
         """Everybody is asked once more, and a reader of snapshots and log must see the same."""
-        await self._operate()
         seen = await self._client("the auditor").look_at_all(HEAL_MAX_S)
         missing = [key for key, what in seen.items() if what is None]
         if missing:
@@ -240,11 +249,11 @@ class World:
 
     async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:
         store = LogStore(self.log, APP)
-        for shard in range(HOSTED.shards):
-            replica = Replica(HOSTED, shard, self.log, store, lambda line: self.note("-", f"replica: {line}"))
+        for shard in range(SHARDS):
+            replica = Replica(self.hosted, shard, self.log, store, lambda line: self.note("-", f"replica: {line}"))
             await replica.load()
             await replica.read()
-            for key in [key for key in KEYS if shard_of(key, HOSTED.shards) == shard]:
+            for key in [key for key in KEYS if shard_of(key, SHARDS) == shard]:
                 _, state = replica.state(key) or (0, {"count": 0, "digest": 0})
                 if (state["count"], state["digest"]) != seen[key]:
                     self.faults.append(f"a replica of {key!r} has {state}, its owner said {seen[key]}")
