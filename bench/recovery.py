@@ -19,7 +19,7 @@ from bench.stock import Stock, one_shard_app, takeover_app
 from bench.table import Row, judged
 from rekindle import CallError, Client
 from rekindle.actors import Assignment, Hosted, Owner, Replica, Surroundings
-from rekindle.actors.shard import Request
+from rekindle.actors.requests import Request
 from rekindle.events import EventLog, SnapshotStore, shard_of
 from rekindle.supervisors import Controller, Launch, ProcessCluster, opened
 from rekindle.supervisors.hosting import real_host, spare_the_collector

@@ -15,7 +15,7 @@ from zlib import crc32
 from rekindle.actors import Entity, Phase, Rejected, Shard, command, outcomes, query
 from rekindle.actors.entities import Captured, Entities
 from rekindle.actors.owner import blob_of
-from rekindle.actors.shard import Edge, Request
+from rekindle.actors.requests import Edge, Request
 from rekindle.chaos import Reading, read
 from rekindle.events import SESSION_TTL_MS, Event, Fold, Keyed, Partition, Stored, decode, session_name, unpack
 from rekindle.events.snapshots import unpack_blob

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rekindle import BadRequest, CommandFailed, Entity, Event, Rejected, command, query
 from rekindle.actors import TokenRefused
-from rekindle.actors.client import CALLS_BYTES_MAX
+from rekindle.actors.peer import CALLS_BYTES_MAX
 from rekindle.actors.frames import CALL, CLIENT, GOODBYE, HELLO, PROTOCOL, frame
 from rekindle.actors.instance import KEY_BYTES_MAX, SESSION_BYTES_MAX
 from rekindle.actors.link import ANSWER_BYTES_MAX

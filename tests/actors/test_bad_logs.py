@@ -119,7 +119,7 @@ class AddedWithUnit(Event, name="Added", version=2):
     unit: str
 
     @upcast(1)
-    def _add_unit(data: dict[str, Any]) -> dict[str, Any]:  # noqa: N805  # pyright: ignore
+    def _add_unit(data: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore
         return {**data, "unit": "piece"}
 
 

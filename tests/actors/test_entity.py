@@ -74,7 +74,7 @@ class NoApply(Entity):
 
 
 class ApplyWithoutType(Entity):
-    def apply(self, event):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
+    def apply(self, event):  # type: ignore[no-untyped-def]  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
         pass
 
 

@@ -16,7 +16,8 @@ import pytest
 from rekindle.actors import outcomes
 from rekindle.actors import shard as shard_module
 from rekindle.actors.entities import Active, Entities
-from rekindle.actors.shard import Request, Shard
+from rekindle.actors.requests import Request
+from rekindle.actors.shard import Shard
 from rekindle.events import Commit, Fold, RekindleError, Verdict
 from rekindle.events.rules import Session
 from tests.actors.shard_world import ShardWorld, judge

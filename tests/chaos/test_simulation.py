@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from rekindle.actors import CallError, Client, DeadlineExceeded, Owner, Shard
-from rekindle.actors.shard import Request
+from rekindle.actors.requests import Request
 from rekindle.chaos import Figures, Report, explore, replay_line, simulate
 from rekindle.events import Commit, Fold
 from tests.support import REPOSITORY, SOURCE

@@ -12,16 +12,24 @@ how many of each there were.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
-from tests.support.judge import End
+import pytest
+
+from rekindle import Client
+from rekindle.supervisors import ControllerThread, ProcessCluster
+from rekindle.up import create_topics
+from tests.support.judge import End, History
 from tests.support.kafka import KafkaCluster
 from tests.support.listeners import listener_at
-from tests.support.running import KEYS, Running, ask_all, load, running
-from tests.support.service import Ledger
+from tests.support.running import KEYS, NODES, UP_MAX_S, Running, ask_all, launch_of, load, running, verdict_of
+from tests.support.service import Ledger, app_of
 
 BROKERS: Final = (1, 2, 3)
 KILLS: Final = 3
@@ -106,20 +114,62 @@ def test_leaders_die_and_come_back_under_load(kafka3: KafkaCluster, unique: str)
     asyncio.run(run())
 
 
-def test_the_controller_leads_again_when_the_log_was_away_for_too_long(
+
+def test_the_controller_leads_again_after_the_log_was_away_for_too_long(
     kafka3: KafkaCluster, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rekindle.actors.owner.LOG_AWAY_MAX_S", PATIENCE_S)  # of the controller, which runs in here
-    log, nodes = f"kafka://{kafka3.bootstrap}", ["a"]
-    app, launch = app_of(unique, log), launch_of(unique, log)
-    asyncio.run(create_topics(app, log))
-    controller = ControllerThread(launch, lambda: ProcessCluster(launch, nodes))
-    controller.start()
+    monkeypatch.setattr("rekindle.actors.owner.LOG_AWAY_MAX_S", PATIENCE_S)  # the controller's, for it runs in here
+    app, launch = app_of(unique, f"kafka://{kafka3.bootstrap}"), launch_of(unique, f"kafka://{kafka3.bootstrap}")
+    asyncio.run(create_topics(app))
+    cluster = ProcessCluster(launch, NODES)
+    thread = ControllerThread(launch, lambda: cluster)
+    history = History()
+
+    async def append_everywhere(op: str) -> None:
+        async with app.connect() as client:
+            await asyncio.gather(*(_append(client, history, key, op) for key in KEYS["ledger"]))
+            await ask_all(client, history)
+
+    thread.start()
     try:
-        assert controller.wait_up(SERVED_MAX_S), controller.said()
-        _freeze_until_it_gives_up(kafka3, controller)
-        assert controller.wait_up(SERVED_MAX_S), controller.said()
-        asyncio.run(_see_all_answer(app))
-        assert controller.stop() == "stopped"
+        assert thread.wait_up(UP_MAX_S), thread.said()
+        asyncio.run(append_everywhere("before"))
+        _take_the_log_away(kafka3, thread, cluster)
+        assert thread.wait_up(UP_MAX_S), thread.said()
+        asyncio.run(append_everywhere("after"))
     finally:
-        controller.stop()
+        reason = thread.stop()
+    assert reason == "stopped"
+    verdict = asyncio.run(verdict_of(app, app.log, history))
+    print(verdict, *thread.said(), sep="\n  ")
+    assert verdict.faults == []
+    assert verdict.figures["ok"] == 2 * len(KEYS["ledger"]) + 2 * sum(map(len, KEYS.values()))
+
+
+def _take_the_log_away(kafka: KafkaCluster, thread: ControllerThread, cluster: ProcessCluster) -> None:
+    """Freeze two brokers and kill an instance, until the controller has lost its patience with writing that down."""
+    with _heard("leads no more") as lost:
+        _send(kafka, BROKERS[:2], signal.SIGSTOP)
+        try:
+            assert cluster.signal(cluster.running()[0], signal.SIGKILL)
+            assert lost.wait(SERVED_MAX_S), thread.said()
+        finally:
+            _send(kafka, BROKERS[:2], signal.SIGCONT)
+
+
+@contextmanager
+def _heard(text: str) -> Generator[threading.Event]:
+    """Set when a line with this text is said, in whatever thread."""
+    heard, handler = threading.Event(), logging.Handler()
+    handler.emit = lambda record: heard.set() if text in record.getMessage() else None  # type: ignore[method-assign]
+    logger = logging.getLogger("rekindle")
+    logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(handler)
+
+
+async def _append(client: Client, history: History, key: str, op: str) -> None:
+    append = client.get(Ledger, key, timeout=SERVED_MAX_S).append
+    await history.tell(f"ledger/{key}", f"append {op}", 1, append(op))

@@ -9,56 +9,53 @@ crowd of callers counts on entities of every shard while one caller sets a kille
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from rekindle import Client, CommandFailed, RekindleError
 from rekindle.events import shard_of
 from rekindle.supervisors import Controller, Launch, ProcessCluster, opened
+from rekindle.supervisors.control import DEATHS_MAX
 from rekindle.supervisors.hosting import real_host
 from rekindle.up import create_topics
 from tests.support import REPOSITORY
+from tests.support.inprocess import in_loop
 from tests.support.killers import HANG_S, INSTANCES, MEMORY_BYTES_MAX, SHARDS, TRAP, Bomb, app_of
-from tests.support.loops import eventually, run
+from tests.support.loops import eventually
 from tests.support.running import Lines
 from tests.support.service import keys_of_every_shard
 
-WAIT_S = 60.0
-CALL_MAX_S = 50.0
-DEATHS_MAX = 2
+UP_MAX_S: Final = 50.0
+CALL_MAX_S: Final = 50.0
+"""Of callers who are to be answered, whatever happens to instances meanwhile."""
 
-
-@dataclass
-class Crowd:
-    """Callers that count, each on an entity of its own; every shard has one."""
-
-    client: Client
-    ticks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(keys_of_every_shard(SHARDS, prefix="crowd"), 0))
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def call(self, key: str) -> None:
-        while not self.ended.is_set():
-            bomb = self.client.get(Bomb, key, timeout=CALL_MAX_S)
-            self.ticks[key] += 1
-            assert await bomb.tick() == self.ticks[key]
-            assert await bomb.ticked() == self.ticks[key]
+KEYS: Final = keys_of_every_shard(SHARDS, prefix="bomb")
 
 
 @dataclass
 class Show:
-    """The application, and what its controller said."""
+    """The application, its crowd, and what its controller said."""
 
     controller: Controller
     cluster: ProcessCluster
     client: Client
     lines: Lines
-    crowd: Crowd
     trap: Path
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def count(self, key: str) -> None:
+        """One caller of the crowd: everything that it is answered is the number of its own commands."""
+        bomb = self.client.get(Bomb, key, timeout=CALL_MAX_S)
+        ticks = 0
+        while not self.ended.is_set():
+            ticks += 1
+            assert await bomb.tick() == ticks
+            assert await bomb.ticked() == ticks
 
     def dead(self) -> list[str]:
         """The lines that report a dead instance."""
@@ -66,66 +63,105 @@ class Show:
 
     async def wait_whole(self) -> None:
         """Until all instances are there, and all shards served that may be."""
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(UP_MAX_S):
             await self.controller.up.wait()
         await eventually(self._is_whole)
 
     def _is_whole(self) -> bool:
-        owned = self.controller.decisions.control.services["bombs"]
         wards = {ward.incarnation: ward for ward in self.controller.wards.values() if ward.alive}
         return len(wards) >= INSTANCES and all(
-            o.refused is not None or (o.incarnation in wards and wards[o.incarnation].serving.get(shard) == o.number)
-            for shard, o in enumerate(owned)
+            owned.refused is not None
+            or (owned.incarnation in wards and wards[owned.incarnation].serving.get(shard) == owned.number)
+            for shard, owned in enumerate(self.controller.decisions.control.services["bombs"])
         )
 
 
 @asynccontextmanager
 async def showing(folder: Path) -> AsyncGenerator[Show]:
-    """The application, up, with a crowd that calls it until the end of the block."""
-    app, log, lines, trap = app_of("killers-app"), str(folder / "log.sqlite"), Lines(), folder / "trap"
-    launch = Launch(
-        f"{app_of.__module__}:{app.name}", log=log, memory_bytes_max=MEMORY_BYTES_MAX, path=(str(REPOSITORY),)
-    )
-    await create_topics(app, log)
+    """The application, up, and a crowd that calls it until the end of the block."""
+    app, log, trap, lines = app_of("killers-app"), str(folder / "log.sqlite"), folder / "trap", Lines()
+    target = f"{app_of.__module__}:{app.name}"
+    launch = Launch(target, log=log, memory_bytes_max=MEMORY_BYTES_MAX, path=(str(REPOSITORY),))
     cluster = ProcessCluster(launch, ("a", "b", "c"), {TRAP: str(trap)})
+    await create_topics(app, log)
     async with opened(log, app.snapshots, app.name) as (event_log, store):
-        controller = Controller(
-            app.name, app.services, cluster, real_host(event_log, store, launch, lines.say), "controller"
-        )
+        host = real_host(event_log, store, launch, lines.say)
+        controller = Controller(app.name, app.services, cluster, host, "controller")
         leading = asyncio.create_task(controller.run())
         try:
             async with app.connect(log=log) as client:
-                show = Show(controller, cluster, client, lines, Crowd(client), trap)
+                show = Show(controller, cluster, client, lines, trap)
                 await show.wait_whole()
-                async with asyncio.TaskGroup() as callers:
-                    for key in show.crowd.ticks:
-                        callers.create_task(show.crowd.call(key))
+                async with asyncio.TaskGroup() as crowd:
+                    for key in keys_of_every_shard(SHARDS, prefix="crowd"):
+                        crowd.create_task(show.count(key))
                     yield show
-                    show.crowd.ended.set()
+                    show.ended.set()
         finally:
             leading.cancel()
             await asyncio.wait([leading])
             await cluster.close()
 
 
-KILLERS = ["loop", "leave", "hog", "loop_async", "leave_async", "loop_in_query", "leave_in_query"]
+@pytest.mark.parametrize(
+    ("killer", "max_staleness"),
+    [
+        ("loop", None),
+        ("leave", None),
+        ("hog", None),
+        ("loop_async", None),
+        ("leave_async", None),
+        ("loop_in_query", None),
+        ("leave_in_query", None),
+        ("leave_in_query", CALL_MAX_S),
+    ],
+)
+@in_loop
+async def test_a_handler_kills_two_instances_at_most_and_is_named(
+    killer: str, max_staleness: float | None, tmp_path: Path
+) -> None:
+    async with showing(tmp_path) as show:
+        bomb = show.client.get(Bomb, KEYS[0], timeout=CALL_MAX_S, max_staleness=max_staleness)
+        assert await bomb.tick() == 1
+        culprit = f"Bomb.{killer} of '{KEYS[0]}'"
+        with pytest.raises(CommandFailed, match=f"poison: two instances died while {culprit} was running"):
+            await getattr(bomb, killer)()
+        assert await bomb.tick() == 2
+        await show.wait_whole()
+        assert len(show.dead()) <= DEATHS_MAX
+        assert culprit in show.dead()[-1]
+        assert show.lines.count(f"poison: {culprit} is not run again, 2 instances died of it") == 1
 
 
-@pytest.mark.parametrize("killer", KILLERS)
-def test_a_handler_kills_two_instances_at_most_and_is_named(killer: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with showing(tmp_path) as show:
-            key = next(key for key in keys_of_every_shard(SHARDS, prefix="bomb"))
-            bomb = show.client.get(Bomb, key, timeout=CALL_MAX_S)
-            await bomb.tick()
-            with pytest.raises(
-                CommandFailed, match=f"poison: two instances died while Bomb.{killer} of '{key}' was running"
-            ):
-                await getattr(bomb, killer)()
-            assert await bomb.tick() == 2
-            await show.wait_whole()
-            print(*show.lines.said, sep="\n")
-            assert 1 <= len(show.dead()) <= DEATHS_MAX
-            assert any(f"Bomb.{killer} of '{key}'" in line for line in show.dead())
+@in_loop
+async def test_an_apply_that_kills_stops_its_shard_and_no_other(tmp_path: Path) -> None:
+    """At its first death every shard of the instance may have been it. At the second one it is known, and then refused."""
+    async with showing(tmp_path) as show:
+        trapped, shard = show.client.get(Bomb, KEYS[0], timeout=CALL_MAX_S), shard_of(KEYS[0], SHARDS)
+        await trapped.trap()
+        show.ended.set()  # who shares the shard cannot be served any more
+        show.trap.touch()
+        owner = show.controller.decisions.control.services["bombs"][shard].incarnation
+        assert owner is not None
+        await show.cluster.kill(owner)
+        await show.lines.wait(
+            f"bombs/{shard} is kept down: poison: its replay was running at the death of 2", 1, UP_MAX_S
+        )
+        await show.wait_whole()
+        assert len(show.dead()) == 1 + DEATHS_MAX
+        assert f"while it ran the replay of shard {shard}" in show.dead()[-1]
+        for key in KEYS[1:]:
+            assert await show.client.get(Bomb, key, timeout=CALL_MAX_S).tick() == 1
+        with pytest.raises(RekindleError):
+            await show.client.get(Bomb, KEYS[0], timeout=0.5).tick()
 
-    run(main())
+
+@in_loop
+async def test_a_long_computation_is_nobodys_death(tmp_path: Path) -> None:
+    """It holds the loop, and the pulse names it. That is all, as long as it is shorter than the service allows."""
+    async with showing(tmp_path) as show:
+        bomb = show.client.get(Bomb, KEYS[0], timeout=CALL_MAX_S)
+        for _ in range(2):
+            await bomb.hold(HANG_S / 2)
+        assert await bomb.ticked() == 2
+        assert show.dead() == []

@@ -8,7 +8,7 @@ The records are packed here, field by field, as the head of `rekindle.events.rec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 

@@ -291,7 +291,7 @@ def _fields(cls: type, base: type) -> dict[str, Any]:
 
 
 def _typed_dict(cls: type, base: type) -> TypeAdapter[dict[str, Any]]:
-    return TypeAdapter(TypedDict(cls.__name__, _fields(cls, base)))  # type: ignore[operator, misc]
+    return TypeAdapter(TypedDict(cls.__name__, _fields(cls, base)))  # type: ignore[operator]
 
 
 def _event_classes(cls: type[Entity]) -> list[type[Event]]:

@@ -42,8 +42,9 @@ from rekindle.actors.frames import (
 )
 from rekindle.actors.link import Link
 from rekindle.actors.owner import SNAPSHOT_EVERY, Assignment, Floor, Owner, Surroundings
+from rekindle.actors.requests import Request
 from rekindle.actors.routes import Table
-from rekindle.actors.shard import Phase, Request
+from rekindle.actors.shard import Phase
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, Wire
 from rekindle.events import EventLog, Partition, SnapshotStore, Topic, shard_of
 

@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from rekindle.actors.entities import Captured
 from rekindle.actors.entity import EntityType
-from rekindle.actors.shard import BARRIER_INTERVAL_S, Edge, Phase, Request, Shard, Witness
+from rekindle.actors.requests import Edge, Request, Witness
+from rekindle.actors.shard import BARRIER_INTERVAL_S, Phase, Shard
 from rekindle.events import (
     AppendRefused,
     AppendUnknown,

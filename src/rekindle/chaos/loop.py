@@ -54,6 +54,7 @@ class Process:
         self.at_death: list[Callable[[], None]] = []
         self._held: deque[_Handle] = deque()
         self._draining = False
+        loop.processes.append(self)
 
     @property
     def runs(self) -> bool:
@@ -70,17 +71,21 @@ class Process:
         """Let it run freely (0), slowly, or not at all (infinite)."""
         self.pace_s = pace_s
         if pace_s == 0:
-            self.loop.ready(self._held)
-            self._held.clear()
+            self.loop.ready(self.release())
         else:
             self._drain_later()
+
+    def release(self) -> list[_Handle]:
+        """Give up what is held back."""
+        held = list(self._held)
+        self._held.clear()
+        return held
 
     def kill(self) -> None:
         """It is gone, at once and for good; whoever waits for it is told by `at_death`."""
         if self.alive:
             self.alive = False
-            self.loop.bury(self._held)
-            self._held.clear()
+            self.loop.bury(self.release())
             for tell in self.at_death:
                 Context().run(tell)  # the world's, even if it has killed itself
 
@@ -144,6 +149,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self.failures: list[str] = []
+        self.processes: list[Process] = []
         self._now = 0.0
         self._ready: deque[_Handle] = deque()
         self._buried: list[_Handle] = []
@@ -213,6 +219,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             return
         self._closed = True
         self._ready.extend(self._buried)
+        for process in self.processes:
+            self._ready.extend(process.release())
         asyncio._set_running_loop(self)
         try:
             for _ in range(STEPS_AT_ONCE_MAX):

@@ -26,6 +26,10 @@ REFUSED_S: Final = 0.001
 """How long it takes to learn that nobody listens; never nothing, or a caller that retries would stop virtual time."""
 
 
+LOST_WITH_IT: Final = 0.8
+"""The chance that one more of the last frames is lost with their connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class WireFaults:
     """delay_s: ordinary frames take up to this. slow, slow_s: the chance that one takes longer, and up to how long.
@@ -110,7 +114,7 @@ class _End:
         """Something has come from the other end."""
         if frame is None:
             self.ended = True
-        else:
+        elif not self.ended:
             self.inbox.append(frame)
             self.net.note(self, frame)
         self.wake()
@@ -130,10 +134,12 @@ class _End:
             self.net.forget(self)
 
     def break_off(self, random: Random) -> None:
-        """The connection is lost, and the end of what was on its way with it."""
-        while self.line and random.random() < 0.5:
-            self.line.pop()
-        self.hang_up()
+        """The connection is lost, and the end of what was on its way with it, either way."""
+        for end in (self, self.other):
+            while end.line and random.random() < LOST_WITH_IT:
+                end.line.pop()
+            end.put(None)
+            self.net.forget(end)
 
 
 class _Listener(NamedTuple):
@@ -197,7 +203,7 @@ class Net:
     def note(self, end: _End, frame: bytes) -> None:
         """A frame has come: remember that it did (the digest tells two runs apart), perhaps lose its connection."""
         self.digest = crc32(frame, self.digest)
-        if self.faults.loss and self.random.random() < self.faults.loss:
+        if self.faults.loss and end in self._ends and self.random.random() < self.faults.loss:
             self.took["lost_connection"] += 1
             end.break_off(self.random)
 

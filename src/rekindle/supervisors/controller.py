@@ -246,12 +246,19 @@ class Controller:
                 continue
             self._note_suspicion(ward, now)
             del self.wards[ward.incarnation]
-            self.host.say(f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}")
+            blamed, replaying = ward.blamed(), ward.replaying()
+            self.host.say(
+                f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}"
+            )
             self._degraded.setdefault(ward.running.service, (now, ward.incarnation))
             self._died_on[ward.running.node] = now
             self._floors.update(((ward.running.service, shard), floor) for shard, floor in ward.positions.items())
-            await self.decisions.decide("gone", ward.incarnation, ward.dead, ward.replaying(), ward.blamed())
+            known = self.decisions.control.poison()
+            await self.decisions.decide("gone", ward.incarnation, ward.dead, replaying, blamed)
             self._spawn(self.cluster.kill(ward.incarnation))
+            for session, number, text in dict.fromkeys(blamed):
+                if (session, number) in self.decisions.control.poison() and (session, number) not in known:
+                    self.host.say(f"poison: {text} is not run again, {DEATHS_MAX} instances died of it")
 
     def _moved_on_suspicion(self, ward: Ward, now: float) -> bool:
         service = ward.running.service
@@ -295,12 +302,9 @@ class Controller:
         }
         for shard, o in enumerate(owned):
             if o.deaths >= DEATHS_MAX and o.refused is None:
-                await self.decisions.decide(
-                    "refuse",
-                    service.name,
-                    shard,
-                    f"poison: its replay was running at the death of {o.deaths} instances",
-                )
+                reason = f"poison: its replay was running at the death of {o.deaths} instances"
+                self.host.say(f"{service.name}/{shard} is kept down: {reason}")
+                await self.decisions.decide("refuse", service.name, shard, reason)
                 held.add(shard)
         placed = place([o.incarnation for o in owned], alive)
         moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and shard not in held]
@@ -442,3 +446,9 @@ class Controller:
         finally:
             self.spawning[service.name] -= 1
             self._changed.set()
+
+
+def _named(blamed: list[tuple[bytes, int, str]], replaying: list[int]) -> str:
+    """What may have killed an instance, for the line that reports its death."""
+    texts = [*dict.fromkeys(text for _, _, text in blamed), *(f"the replay of shard {shard}" for shard in replaying)]
+    return f"; while it ran {', '.join(texts)}" if texts else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rekindle.actors import Assignment, Host, Owner, Replica, Surroundings
 from rekindle.actors.outcomes import MOVED, result_of
-from rekindle.actors.shard import Request
+from rekindle.actors.requests import Request
 from rekindle.events import RekindleError, session_name, unpack
 from rekindle.supervisors.control import KEY, Control, control_log
 

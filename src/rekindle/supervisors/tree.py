@@ -51,7 +51,9 @@ class Service:
         if not (self.name and self.name.replace("-", "").replace("_", "").isalnum()):
             raise DeclarationError(f"a service's name has letters, digits, - and _; got {self.name!r}")
         if self.name in RESERVED:
-            raise DeclarationError(f"a service cannot be called {self.name!r}: the application's own topics are {sorted(RESERVED)}")
+            raise DeclarationError(
+                f"a service cannot be called {self.name!r}: the application's own topics are {sorted(RESERVED)}"
+            )
         if not 1 <= self.shards <= SHARDS_MAX:
             raise DeclarationError(f"service {self.name!r}: shards must be 1 to {SHARDS_MAX}, got {self.shards}")
         if self.instances < 1:
