@@ -28,7 +28,9 @@ RUN_MAX_S: Final = 400.0
 
 AIRCRAFT: Final = Report("aircraft", compared=1, events=2, lost=0, doubled=0, differing=0, differences=())
 FLIGHTS: Final = replace(AIRCRAFT, subject="flights")
-STREAM: Final = Stream((Depart("N1", "f1", "UA", "EWR", 0), Depart("N1", "f2", "UA", "EWR", 0)), rows=3, without_tailnum=1)
+STREAM: Final = Stream(
+    (Depart("N1", "f1", "UA", "EWR", 0), Depart("N1", "f2", "UA", "EWR", 0)), rows=3, without_tailnum=1
+)
 
 
 def clean_run() -> Run:
@@ -55,7 +57,10 @@ def test_the_demo_proves_that_nothing_was_lost(tmp_path: Path) -> None:
     assert {name: found[name] for name in wrong} == dict.fromkeys(wrong, 0)
     assert found["kill"]["served_after_ms"] > 0
     assert 0 < found["kill"]["at_command"] < len(stream.commands)
-    assert [(report["subject"], report["passed"]) for report in found["reports"]] == [("aircraft", True), ("flights", True)]
+    assert [(report["subject"], report["passed"]) for report in found["reports"]] == [
+        ("aircraft", True),
+        ("flights", True),
+    ]
     assert "Nothing was lost, nothing counted twice." in done.stdout
 
 
@@ -66,7 +71,7 @@ def test_a_clean_run_passes() -> None:
 
 @pytest.mark.parametrize("report", [AIRCRAFT, FLIGHTS], ids=["aircraft", "flights"])
 @pytest.mark.parametrize("damage", [{"lost": 1}, {"doubled": 1}, {"differing": 1}, {"compared": 0}], ids=str)
-def test_a_damaged_state_or_log_does_not_pass(report: Report, damage: dict[str, int]) -> None:
+def test_a_damaged_state_or_log_does_not_pass(report: Report, damage: dict[str, Any]) -> None:
     damaged = replace(report, **damage)
     run = replace(clean_run(), reports=[damaged if good is report else good for good in (AIRCRAFT, FLIGHTS)])
     assert not passed(run, STREAM, clean_kill())

@@ -40,7 +40,7 @@ UP_MAX_S: Final = 60.0
 KILL_AT: Final = 0.5
 SERVED_MAX_S: Final = 30.0
 
-console = Console(stderr=False)
+console = Console(soft_wrap=True)
 
 
 @dataclass
@@ -181,7 +181,7 @@ def passed(run: Run, stream: Stream, kill: Kill | None) -> bool:
 
 def show(data: dict[str, Any], reports: list[Report], ok: bool) -> None:
     """The table at the end, and the verdict."""
-    table = Table(title="what was asked, what was answered, what is there", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for name in (
         "commands_sent",
         "acknowledged",

@@ -114,7 +114,6 @@ def test_leaders_die_and_come_back_under_load(kafka3: KafkaCluster, unique: str)
     asyncio.run(run())
 
 
-
 def test_the_controller_leads_again_after_the_log_was_away_for_too_long(
     kafka3: KafkaCluster, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,9 +74,7 @@ def shared() -> Generator[Shared]:
 def rekindle(*arguments: str) -> str:
     """Run the command in a process of its own; what it printed."""
     command = [sys.executable, "-m", "rekindle.cli", *arguments]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=STEP_MAX_S, check=False
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=STEP_MAX_S, check=False)
     print(done.stdout)
     assert done.returncode == 0, f"{arguments} ended with {done.returncode}: {done.stderr}"
     return done.stdout

@@ -58,8 +58,8 @@ class Stage:
     history: History
     client: Client
     random: Random
-    witnesses: dict[Puppet, Witness] = field(default_factory=dict)
-    fenced: dict[Owner, Wakes] = field(default_factory=dict)
+    witnesses: dict[Puppet, Witness] = field(default_factory=dict[Puppet, Witness])
+    fenced: dict[Owner, Wakes] = field(default_factory=dict[Owner, Wakes])
 
     async def ask(self, puppet: Puppet, owned: list[Owning], *, late: bool = False) -> None:
         """Ask an instance for shards that it owns, or owned."""
@@ -122,7 +122,9 @@ async def _see_fenced(stage: Stage, puppet: Puppet, owned: list[Owning], wakes: 
     await stage.script.wait_lost(puppet, owned)
     await stage.witnesses[puppet].wait_answered()
     for owning in owned:
-        assert puppet.lost[owning].startswith("fenced by assignment"), f"{owning} of {puppet.name}: {puppet.lost[owning]}"
+        assert puppet.lost[owning].startswith("fenced by assignment"), (
+            f"{owning} of {puppet.name}: {puppet.lost[owning]}"
+        )
         stage.fenced[Owner(puppet.name, owning.number)] = wakes
 
 

@@ -226,9 +226,9 @@ class Reading:
 class Verdict:
     """faults: what must not be, in words. figures: how much there was of what. late: void records by fenced owner."""
 
-    faults: list[str] = field(default_factory=list)
-    figures: Counter[str] = field(default_factory=Counter)
-    late: Counter[Owner] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list[str])
+    figures: Counter[str] = field(default_factory=Counter[str])
+    late: Counter[Owner] = field(default_factory=Counter[Owner])
 
     def __str__(self) -> str:
         head = f"{len(self.faults)} faults; {', '.join(f'{n} {what}' for what, n in sorted(self.figures.items()) if n)}"
@@ -309,7 +309,7 @@ class _Key:
     def _order(self) -> list[str]:
         """No effect stands behind one that was asked for only after it had been answered."""
         present = [self.commands[effect.name] for effect in self.effects if effect.name in self.commands]
-        newest = accumulate(present, lambda newest, operation: max(newest, operation, key=lambda o: o.invoked))
+        newest = accumulate(present, _asked_for_last)
         return [
             f"{later.effect!r} was answered before {before.effect!r} was asked for, and stands behind it"
             for before, later in zip(newest, present, strict=True)
@@ -345,6 +345,10 @@ class _Key:
         return read.seen == self.sums[place] and (read.end is End.OK or self.sums[place] + read.amount < 0)
 
 
+def _asked_for_last(one: Operation, other: Operation) -> Operation:
+    return max(one, other, key=lambda operation: operation.invoked)
+
+
 def _running(places: list[tuple[float, int]], best: Callable[[int, int], int]) -> list[tuple[float, int]]:
     """By tick, ascending: the highest place of all up to it (max), or the lowest of all from it on (min)."""
     ordered = sorted(places, reverse=best is min)
@@ -360,12 +364,13 @@ async def raw_log(url: str, topic: str, partitions: int) -> list[list[Raw]]:
     if url.startswith("kafka://"):
         bootstrap = url.removeprefix("kafka://").partition("?")[0]
         async with asyncio.timeout(READ_MAX_S):
-            return [await _kafka_records(bootstrap, TopicPartition(topic, index)) for index in range(partitions)]
+            return [await _kafka_records(bootstrap, topic, index) for index in range(partitions)]
     return [_sqlite_records(url, topic, index) for index in range(partitions)]
 
 
-async def _kafka_records(bootstrap: str, place: TopicPartition) -> list[Raw]:
+async def _kafka_records(bootstrap: str, topic: str, index: int) -> list[Raw]:
     records: list[Raw] = []
+    place = TopicPartition(topic, index)
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False) as consumer:
         consumer.assign([place])
         await consumer.seek_to_beginning(place)

@@ -54,8 +54,8 @@ class Puppet:
     name: str
     address: str
     strings: Connection
-    serving: set[Owning] = field(default_factory=set)
-    lost: dict[Owning, str] = field(default_factory=dict)
+    serving: set[Owning] = field(default_factory=set[Owning])
+    lost: dict[Owning, str] = field(default_factory=dict[Owning, str])
 
 
 class Script:
@@ -158,9 +158,10 @@ class Witness:
                 fields = parse(await self._connection.receive())
                 if fields[0] == ANSWER:
                     for call, payload in fields[1]:
-                        self._on_answer(self.asked[call], unpack(payload))
+                        self._on_answer(call, unpack(payload))
 
-    def _on_answer(self, asked: Asked, outcome: list[Any]) -> None:
+    def _on_answer(self, call: int, outcome: list[Any]) -> None:
+        asked = self.asked[call]
         asked.outcome = outcome
         if outcome[0] == OK:
             self._history.end(asked.operation, End.OK, outcome[1])
@@ -171,11 +172,13 @@ class Witness:
         self._numbers[shard] += 1
         number, key_of_all = self._numbers[shard], f"{self._hosted.name}/{key}"
         op = f"{self.name}.{shard}.{number}"
-        await self._send(shard, Asked(self._history.begin(key_of_all, f"append {op}", 1), late), number, key, "append", [op])
+        await self._send(
+            shard, Asked(self._history.begin(key_of_all, f"append {op}", 1), late), number, key, "append", [op]
+        )
         await self._send(shard, Asked(self._history.begin(key_of_all), late), 0, key, "count", [])
 
     async def _send(self, shard: int, asked: Asked, number: int, key: str, handler: str, args: list[Any]) -> None:
-        call = [len(self.asked), number, key, handler, args, {}, None]
+        call: list[Any] = [len(self.asked), number, key, handler, args, {}, None]
         self.asked.append(asked)
         session = (self._session, 1) if number else (b"", 0)
         await self._connection.send(frame(CALL, [[shard, *session, False, [call]]]))

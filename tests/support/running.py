@@ -1,10 +1,10 @@
 """The application of the tests up and running, as child processes of this one, and a load on it that can be judged.
 
-    async with running(name, log) as shop:                  # topics, controller, instances, a client
-        async with load(shop.client, shop.history):
-            shop.cluster.signal(...)                        # whatever a test does to it
-        verdict = await shop.verdict()
-    assert not verdict.faults
+async with running(name, log) as shop:                  # topics, controller, instances, a client
+    async with load(shop.client, shop.history):
+        shop.cluster.signal(...)                        # whatever a test does to it
+    verdict = await shop.verdict()
+assert not verdict.faults
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def barrier(term: int, sequence: int) -> bytes:
     return packed(["rk", 1, 3, term, sequence, sequence, b"", 0, 0, "", 0, b"", None], [])
 
 
-def commit(term: int, sequence: int, number: int, event: list[Any], entity: str = "a", time: int | None = None) -> bytes:
+def commit(
+    term: int, sequence: int, number: int, event: list[Any], entity: str = "a", time: int | None = None
+) -> bytes:
     time = sequence if time is None else time
     return packed(["rk", 1, 2, term, sequence, time, SESSION, number, 1, entity, 0, b"", None], [event])
 
@@ -249,7 +251,12 @@ def test_who_is_cancelled_knows_nothing() -> None:
 def test_waiting_ends_with_its_condition_or_its_deadline() -> None:
     async def run() -> None:
         watch, seen = Watch(), list[int]()
-        asyncio.get_running_loop().call_soon(lambda: (seen.append(1), watch.changed()))
+
+        def see() -> None:
+            seen.append(1)
+            watch.changed()
+
+        asyncio.get_running_loop().call_soon(see)
         await watch.until("it is there", lambda: bool(seen), 10.0)
         with pytest.raises(AssertionError, match=r"expected within 0\.01 s that a second one is there"):
             await watch.until("a second one is there", lambda: len(seen) > 1, 0.01)

@@ -60,6 +60,10 @@ SWEEP_S: Final = 0.5
 SWEEP_STEPS: Final = 500
 POSITIONS_S: Final = 1.0
 BEAT_S: Final = 0.05
+UNWANTED_MAX_S: Final = 30.0
+"""An instance that no controller has greeted in this time after its start is known to none: its controller died, or was
+stopped, while it started it. It ends. Once greeted, it serves on whatever becomes of its controller."""
+
 
 _as_request: Final[Callable[..., Request]] = tuple.__new__
 """`Request(*fields)` without the detour through its Python constructor: one for every call."""
@@ -136,6 +140,7 @@ class Instance:
         self._seen: Request | None = None
         self._seen_at = 0.0
         self._beat = 0.0
+        self._wanted = False
         self._listening: Listening | None = None
         self._beacon: Beacon | None = None
         self.around = Surroundings(
@@ -178,8 +183,12 @@ class Instance:
     async def _tick(self) -> None:
         """Housekeeping: show that the loop turns, encode idle entities, report positions."""
         turns = 0
+        started = self.host.monotonic()
         while not self.stopped.is_set():
             self._beat = self.host.monotonic()
+            if not self._wanted and self._beat - started > UNWANTED_MAX_S:
+                self.host.say(f"{self.incarnation}: no controller has greeted it in {UNWANTED_MAX_S:g} s, it ends")
+                self.stopped.set()
             await asyncio.sleep(BEAT_S)
             turns += 1
             if turns % round(SWEEP_S / BEAT_S) == 0:
@@ -233,6 +242,7 @@ class Instance:
         )
         if fields[3] == CONTROLLER:
             self.controllers.append(link)
+            self._wanted = True
         return True
 
     def _on_frame(self, link: Link, fields: list[Any]) -> None:

@@ -65,6 +65,7 @@ class Weather:
         """Everything heals; what was stopped goes on."""
         self.world.log.faults, self.world.net.faults = LogFaults(), WireFaults()
         self.world.net.heal()
+        self.world.cluster.away_until = 0.0
         for process in self.world.processes():
             process.set_pace(0)
 

@@ -41,8 +41,9 @@ NODES: Final = 4
 CLIENTS: Final = 3
 START_MAX_S: Final = 30.0
 HEAL_MAX_S: Final = 60.0
-OPERATOR_S: Final = 15.0
-"""What is not served so long after everything has healed is looked at by somebody."""
+OPERATOR_S: Final = 45.0
+"""What is not served so long after everything has healed is looked at by somebody: longer than any pause of a controller
+before it tries again."""
 
 LATE_S: Final = 8.0
 """What was on its way when it became quiet has arrived after this time."""
@@ -193,8 +194,8 @@ class World:
         return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
 
     def ensure_controller(self) -> None:
-        """Somebody is to lead: if nobody who can is there, a new one tries."""
-        if not any(process.runs for process in self.controllers):
+        """Somebody is to lead: a new one tries unless the last one, who has fenced the others, runs."""
+        if not (self.controllers and self.controllers[-1].runs):
             self._names += 1
             process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
             self.controllers.append(process)

@@ -34,6 +34,9 @@ OBSERVE_S: Final = 5.0
 NODES_S: Final = 1.0
 ADOPT_MAX_S: Final = 2.0
 SPAWNS_AT_ONCE: Final = 4
+STARTS_MAX_S: Final = 10.0
+"""How long a stop waits for instances that are being started. One that takes longer ends by itself (`UNWANTED_MAX_S`)."""
+
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
 DIED_HERE_S: Final = 15.0
@@ -65,7 +68,7 @@ class Controller:
         self._stopping = False
         self._suspected_at: dict[tuple[str, int], float] = {}
         self._hold_until: dict[Any, float] = {}
-        self._pauses: dict[Any, float] = {}
+        self._pauses: dict[Any, tuple[float, float]] = {}
         self._degraded: dict[str, tuple[float, str]] = {}
         self._observed: dict[tuple[str, int], Floor] = {}
         self._above: dict[tuple[str, int], int] = {}
@@ -74,11 +77,12 @@ class Controller:
         self._served: set[str] = set()
         self._names = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starts: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> str:
-        """Lead until stopped or fenced; the reason. Raises `NotLeading` and `RekindleError` if it cannot begin."""
+        """Lead until stopped or fenced; the reason. Raises `RekindleError` if it cannot begin, or cannot go on."""
         loop = asyncio.get_running_loop()
         await self.decisions.lead()
         fenced = loop.create_task(self.decisions.wait_fenced())
@@ -87,13 +91,16 @@ class Controller:
             await asyncio.wait((fenced, work), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
-            return fenced.result() if fenced.done() else "stopped"
+            reason = fenced.result() if fenced.done() else "stopped"
         except NotLeading as error:
-            return str(error)
+            reason = str(error)
         finally:
             for task in (fenced, work, *self._tasks):
                 task.cancel()
             self.decisions.resign()
+        if self.decisions.error is not None:
+            raise self.decisions.error
+        return reason
 
     async def _work(self) -> None:
         await self._begin()
@@ -127,15 +134,18 @@ class Controller:
         self._changed.set()
 
     async def _kill_all(self) -> None:
+        if self._starts:  # whoever is being started now would be left behind
+            await asyncio.wait(self._starts, timeout=STARTS_MAX_S)
         await self._observe()
         await asyncio.gather(*(self.cluster.kill(incarnation) for incarnation in self.wards))
         for incarnation in tuple(self.wards):
             await self.decisions.decide("gone", incarnation, "the application was stopped", [], [])
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+        return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -288,8 +298,13 @@ class Controller:
         await self._assign(service, [(shard, None)])
 
     def _back_off(self, what: Any) -> None:
-        pause = self._pauses[what] = min(2 * self._pauses.get(what, BACKOFF_FIRST_S / 2), BACKOFF_MAX_S)
-        self._hold_until[what] = asyncio.get_running_loop().time() + pause
+        """Hold it, each time for longer; what went well for a while begins from the start again."""
+        now = asyncio.get_running_loop().time()
+        pause, until = self._pauses.get(what, (0.0, 0.0))
+        recent = now < until + BACKOFF_MAX_S
+        pause = min(2 * pause, BACKOFF_MAX_S) if recent and pause else BACKOFF_FIRST_S
+        self._pauses[what] = (pause, now + pause)
+        self._hold_until[what] = now + pause
 
     async def _give_away(self, service: Service) -> None:
         """Orphaned shards go to the survivors at once."""
@@ -412,7 +427,9 @@ class Controller:
         for _ in range(min(missing - connecting, SPAWNS_AT_ONCE - self.spawning[service.name])):
             if ("spawn", service.name) not in self._hold_until and self.nodes:
                 self.spawning[service.name] += 1
-                self._spawn(self._start(service, self._node_for(service)))
+                start = self._spawn(self._start(service, self._node_for(service)))
+                self._starts.add(start)
+                start.add_done_callback(self._starts.discard)
 
     def _node_for(self, service: Service) -> Node:
         """The node with the fewest instances of the service, then of all; one on which an instance has just died is the last choice."""

@@ -41,10 +41,17 @@ class Decisions:
         serving = asyncio.get_running_loop().create_future()
         ended = asyncio.get_running_loop().create_task(owner.run(lambda _: serving.set_result(None)))
         await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+        if owner.error is not None:
+            raise owner.error
         if not serving.done():
             raise NotLeading(f"{self.name} could not claim the control log: {owner.reason}")
         self._owner, self._ended = owner, ended
         self._session = session_name(host.now_ms(), self.name.encode()[-8:])
+
+    @property
+    def error(self) -> RekindleError | None:
+        """What ended its lead, if it was not another leader."""
+        return None if self._owner is None else self._owner.error
 
     @property
     def term(self) -> int:

@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from rekindle.actors import Host, Hosted, Instance, WebsocketWire
+from rekindle.actors import CallError, Host, Hosted, Instance, WebsocketWire
 from rekindle.events import EventLog, RekindleError, SnapshotStore
 from rekindle.events.urls import open_log, open_store
 from rekindle.supervisors.cluster import Cluster
-from rekindle.supervisors.controller import Controller
+from rekindle.supervisors.controller import FINAL_ERRORS, Controller
+from rekindle.supervisors.decisions import NotLeading
 from rekindle.supervisors.tree import DeclarationError, Service
 
 log = logging.getLogger("rekindle")
@@ -266,8 +267,12 @@ def _watch_memory(thread: InstanceThread, instance: Instance) -> None:
 SAID_MAX: Final = 1_000
 
 
+LEAD_AGAIN_S: Final = 1.0
+"""Between two attempts of a controller to lead, when the log or the cluster was away for longer than it has patience."""
+
+
 class ControllerThread:
-    """The controller on a loop and a thread of its own. It ends when it is fenced or stopped."""
+    """The controller on a loop and a thread of its own. It ends when it is stopped, or when another one leads."""
 
     def __init__(self, launch: Launch, cluster: Callable[[], Cluster], name: str | None = None) -> None:
         self.launch = launch
@@ -309,21 +314,48 @@ class ControllerThread:
         self._say(f"controller {self.name} ended: {self.reason}")
 
     async def _lead(self) -> str:
-        app = load(self.launch.target, self.launch.path)
+        """Lead; if an error ended that, lead again."""
+        app, cluster = load(self.launch.target, self.launch.path), self._cluster()
+        stopping = asyncio.Event()
+        self._stop = partial(_call_in, asyncio.get_running_loop(), stopping.set)
+        while not stopping.is_set():
+            try:
+                return await self._lead_once(app, cluster, stopping)
+            except RekindleError as error:
+                if not _can_pass(error):
+                    raise
+                self._up.clear()
+                self._say(f"controller {self.name} leads no more, it will try again: {type(error).__name__}: {error}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAD_AGAIN_S):
+                    await stopping.wait()
+        return "stopped"
+
+    async def _lead_once(self, app: Application, cluster: Cluster, stopping: asyncio.Event) -> str:
         async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (
             event_log,
             store,
         ):
             host = real_host(event_log, store, self.launch, self._say)
-            controller = Controller(app.name, app.services, self._cluster(), host, self.name)
+            controller = Controller(app.name, app.services, cluster, host, self.name)
             loop = asyncio.get_running_loop()
-            self._stop = partial(_call_in, loop, controller.stop)
-            waiting = loop.create_task(self._tell_up(controller))
+            waiting = [loop.create_task(self._tell_up(controller)), loop.create_task(_stop_when(stopping, controller))]
             try:
                 return await controller.run()
             finally:
-                waiting.cancel()
+                for task in waiting:
+                    task.cancel()
 
     async def _tell_up(self, controller: Controller) -> None:
         await controller.up.wait()
         self._up.set()
+
+
+async def _stop_when(stopping: asyncio.Event, controller: Controller) -> None:
+    await stopping.wait()
+    controller.stop()
+
+
+def _can_pass(error: RekindleError) -> bool:
+    """Whether trying again may help: not against another leader, a wrong declaration, or a log that is not what it was."""
+    return not isinstance(error, (NotLeading, DeclarationError, CallError)) and type(error).__name__ not in FINAL_ERRORS

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,13 @@ class InstanceProcess:
     def start(self) -> tuple[str, str, int]:
         """Bring it up: its addresses and its pid."""
         address, beacon = self.thread.start()
+        threading.Thread(target=self._end_with_it, name="rekindle-end", daemon=True).start()
         return address, beacon, os.getpid()
+
+    def _end_with_it(self) -> None:
+        """A process whose instance has ended is of no use; Ray alone would keep it."""
+        self.thread.wait()
+        os._exit(0 if self.thread.error is None else 1)
 
     def wait(self) -> str:
         """Return when it has ended by itself; raises in the caller when the process dies."""

@@ -48,8 +48,8 @@ class Service:
     hang_s: float = HANG_S
 
     def __post_init__(self) -> None:
-        if not (self.name and self.name.replace("-", "").replace("_", "").isalnum()):
-            raise DeclarationError(f"a service's name has letters, digits, - and _; got {self.name!r}")
+        if not (self.name.isascii() and self.name.replace("-", "").replace("_", "").isalnum()):
+            raise DeclarationError(f"a service's name has ASCII letters, digits, - and _; got {self.name!r}")
         if self.name in RESERVED:
             raise DeclarationError(
                 f"a service cannot be called {self.name!r}: the application's own topics are {sorted(RESERVED)}"
@@ -58,6 +58,10 @@ class Service:
             raise DeclarationError(f"service {self.name!r}: shards must be 1 to {SHARDS_MAX}, got {self.shards}")
         if self.instances < 1:
             raise DeclarationError(f"service {self.name!r}: instances must be at least 1, got {self.instances}")
+        if self.snapshot_every < 1:
+            raise DeclarationError(f"service {self.name!r}: snapshot_every must be at least 1, got {self.snapshot_every}")
+        if not self.hang_s > 0:
+            raise DeclarationError(f"service {self.name!r}: hang_s must be more than 0, got {self.hang_s}")
 
     def hosted(self, app: str) -> Hosted:
         """The service as its instances and clients need it. Raises `EntityDefinitionError`."""
