@@ -7,7 +7,7 @@ WORKDIR /app
 COPY requirements-runtime.lock ./
 RUN pip install --no-cache-dir --require-hashes --requirement requirements-runtime.lock
 
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir --no-build-isolation --no-deps . \
     && useradd --create-home rekindle

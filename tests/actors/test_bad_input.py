@@ -21,6 +21,7 @@ from rekindle.actors.instance import KEY_BYTES_MAX, SESSION_BYTES_MAX
 from rekindle.actors.link import ANSWER_BYTES_MAX
 from rekindle.events import RECORD_BYTES_MAX, pack
 from tests.support.inprocess import GatedLog, Stage, Tally, hosted_of, in_loop, key_in, running
+from tests.support.loops import eventually
 
 
 class Noted(Event):
@@ -336,7 +337,7 @@ async def test_a_misshapen_call_closes_its_connection_with_a_reason_and_no_other
         await stranger.connection.send(frame(CALL, groups))
         reason = await stranger.wait_gone()
         assert reason.startswith(("frame kind 4 is misshapen", "expected a "))
-        assert stage.heard(f"a connection was closed: {reason}")
+        await eventually(lambda: stage.heard(f"a connection was closed: {reason}"))
         assert await other.ask(1, 1, "a", "note", "x") == 1
         assert await stage.client.get(Notebook, "a").length() == 1
     async with running(hosted_of(Notebook, shards=1), stage.log) as stage:

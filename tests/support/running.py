@@ -78,6 +78,7 @@ class Running:
     controller: Controller
     client: Client
     lines: Lines
+    leading: asyncio.Task[str]
     history: History = field(default_factory=History)
 
     def instances_of(self, service: str) -> list[str]:
@@ -97,11 +98,11 @@ def launch_of(name: str, log: str) -> Launch:
 
 
 @asynccontextmanager
-async def running(name: str, log: str) -> AsyncGenerator[Running]:
+async def running(name: str, log: str, cluster_of: type[ProcessCluster] = ProcessCluster) -> AsyncGenerator[Running]:
     """Bring the application up; take it down, also after a failure."""
     app, launch, lines = app_of(name, log), launch_of(name, log), Lines()
     await create_topics(app, log)
-    cluster = ProcessCluster(launch, NODES)
+    cluster = cluster_of(launch, NODES)
     async with opened(log, app.snapshots, app.name) as (event_log, store):
         host = real_host(event_log, store, launch, lines.say)
         controller = Controller(app.name, app.services, cluster, host, f"controller-of-{name}")
@@ -109,7 +110,7 @@ async def running(name: str, log: str) -> AsyncGenerator[Running]:
         try:
             await _wait_up(controller, leading)
             async with app.connect() as client:
-                yield Running(app, log, cluster, controller, client, lines)
+                yield Running(app, log, cluster, controller, client, lines, leading)
         finally:
             leading.cancel()
             await asyncio.wait([leading])
