@@ -19,7 +19,7 @@ from rekindle.actors.requests import Edge, Request
 from rekindle.chaos import Reading, read
 from rekindle.events import SESSION_TTL_MS, Event, Fold, Keyed, Partition, Stored, decode, session_name, unpack
 from rekindle.events.snapshots import unpack_blob
-from tests.model import claims
+from tests.model import claims, explore
 from tests.model.claims import TTL, Kind, Name, Op, Reply
 
 EPOCH_MS: Final = 1_700_000_000_000
@@ -271,7 +271,7 @@ def judge(world: ShardWorld) -> str | None:
     reading = read((offset, value) for offset, (_, value) in enumerate(world.log))
     return (
         _judge_commits(reading)
-        or claims.verdict(world.ops, _counted(world, reading))
+        or explore.verdict(world.ops, _counted(world, reading))
         or _judge_readers(world, _states(reading))
     )
 
@@ -288,9 +288,9 @@ def _judge_commits(reading: Reading) -> str | None:
     return None
 
 
-def _counted(world: ShardWorld, reading: Reading) -> claims.Counted:
+def _counted(world: ShardWorld, reading: Reading) -> explore.Counted:
     names = {name_of(op.session.name): op.session.name for op in world.ops if op.session}
-    counted = claims.Counted()
+    counted = explore.Counted()
     for commit in reading.commands:
         if commit.events:
             counted.setdefault((names[commit.session], commit.number), []).append(world.landed[commit.offset])

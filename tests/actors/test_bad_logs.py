@@ -15,7 +15,7 @@ import pytest
 
 from rekindle import Entity, Event, command, query, upcast
 from rekindle.actors import Floor
-from rekindle.events import AppendRefused, Commit, RekindleError, Topic, TopicContractBroken, encode, pack
+from rekindle.events import AppendRefused, Commit, Partition, RekindleError, Topic, TopicContractBroken, encode, pack
 from rekindle.events.records import CLAIM, COMMAND, MARK, NO_SESSION, SNAPSHOTTED, VERSION
 from tests.support.inprocess import Added, GatedLog, Stage, Tally, embedded, hosted_of, in_loop, key_in, running
 
@@ -119,7 +119,7 @@ class AddedWithUnit(Event, name="Added", version=2):
     unit: str
 
     @upcast(1)
-    def _add_unit(data: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore
+    def _add_unit(data: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore[reportGeneralTypeIssues]
         return {**data, "unit": "piece"}
 
 
@@ -150,16 +150,24 @@ class NewerTally(Entity):
         return self.total
 
 
+def write_a_newer_version(tally: NewerTally) -> Awaitable[int]:
+    return tally.add(1)
+
+
+def write_another_event(tally: NewerTally) -> Awaitable[int]:
+    return tally.subtract(1)
+
+
 @pytest.mark.parametrize(
     ("write", "text"),
     [
-        (lambda tally: tally.add(1), "event 'Added' has version 2; this build reads up to 1"),
-        (lambda tally: tally.subtract(1), "event 'Subtracted' is unknown to this build, which knows ['Added', "),
+        (write_a_newer_version, "event 'Added' has version 2; this build reads up to 1"),
+        (write_another_event, "event 'Subtracted' is unknown to this build, which knows ['Added', "),
     ],
 )
 @in_loop
 async def test_an_event_of_a_newer_build_stops_the_shard_until_that_build_is_back(
-    write: Callable[[Any], Awaitable[int]], text: str
+    write: Callable[[NewerTally], Awaitable[int]], text: str
 ) -> None:
     """Never skipped and never quarantined: the other entities of the shard have to wait, too."""
     newer = hosted_of(NewerTally, name="tally")
@@ -178,9 +186,17 @@ async def test_an_event_of_a_newer_build_stops_the_shard_until_that_build_is_bac
 # Logs that were cut or made anew
 
 
-@pytest.mark.parametrize("cut", [lambda log, p: log.truncate(p, 2), lambda log, p: log.recreate(p.topic)])
+def truncate(log: GatedLog, partition: Partition) -> None:
+    log.truncate(partition, 2)
+
+
+def recreate(log: GatedLog, partition: Partition) -> None:
+    log.recreate(partition.topic)
+
+
+@pytest.mark.parametrize("cut", [truncate, recreate])
 @in_loop
-async def test_a_log_that_is_cut_under_its_owner_stops_the_shard(cut: Callable[[GatedLog, Any], None]) -> None:
+async def test_a_log_that_is_cut_under_its_owner_stops_the_shard(cut: Callable[[GatedLog, Partition], None]) -> None:
     async with running(TALLY, log := GatedLog()) as stage:
         for n in range(1, 4):
             assert await stage.client.get(Tally, key_in(0)).add(1) == n
@@ -233,6 +249,11 @@ async def test_a_floor_that_the_log_confirms_stops_nobody() -> None:
         assert await stage.client.get(Tally, key_in(0)).read() == 1
 
 
+def remove_all(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
 @in_loop
 async def test_an_embedded_log_that_is_made_anew_stops_its_owner_and_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,8 +263,7 @@ async def test_an_embedded_log_that_is_made_anew_stops_its_owner_and_the_next_on
     async with embedded(tmp_path) as log, running(TALLY, log) as stage:
         assert await stage.client.get(Tally, key_in(0)).add(1) == 1
         floor = stage.owner().position
-        for file in tmp_path.iterdir():
-            file.unlink()
+        remove_all(tmp_path)
         async with embedded(tmp_path) as anew, running(TALLY, anew, shards=[1]) as successor:
             call = stage.client.get(Tally, key_in(0), timeout=0.3).add(1)
             lost = await stage.controller.wait_lost(0)

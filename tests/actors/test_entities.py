@@ -198,7 +198,7 @@ class Library(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("again", [1, 2])
 def test_however_many_are_used_few_of_them_are_objects(again: int) -> None:
-    entities = Entities(KIND, [].append)
+    entities = Entities(KIND, list[str]().append)
     for key in again * [f"scroll-{number}" for number in range(50 * ACTIVE_MAX)]:
         active = entities.activate(key)
         entities.executed(key, active, _committed(key, [WORD], active.version + 1), active.version + 1)
@@ -208,7 +208,7 @@ def test_however_many_are_used_few_of_them_are_objects(again: int) -> None:
 
 def test_what_is_not_used_any_more_is_put_away_for_good() -> None:
     """Also what was only looked at, and then nothing is kept of it."""
-    entities = Entities(KIND, [].append)
+    entities = Entities(KIND, list[str]().append)
     for key in KEYS[:ACTIVE_MAX]:
         entities.activate(key)
     entities.executed(KEYS[0], entities.active[KEYS[0]], _committed(KEYS[0], [WORD], 1), 1)

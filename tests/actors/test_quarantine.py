@@ -189,7 +189,7 @@ async def test_a_state_that_the_class_does_not_take_any_more_puts_its_entity_asi
     bugs.add("picky")
     async with running(PATIENT, log, store, shards=[0]) as stage:
         with pytest.raises(
-            EntityQuarantined, match="state of Patient .* does not fit the class: meal: .*nobody eats so much"
+            EntityQuarantined, match=r"state of Patient .* does not fit the class: meal: .*nobody eats so much"
         ):
             await stage.client.get(Patient, ILL).eaten()
     bugs.clear()

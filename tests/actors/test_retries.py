@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from rekindle import CommandFailed, DeadlineExceeded, Entity, Event, OutcomeUnknown, Overloaded, command, query
-from rekindle.actors import Stale
+from rekindle.actors import ShardRefused, Stale
 from rekindle.actors.frames import BEGAN, ENDED
 from rekindle.events import SESSION_TTL_MS, session_name
 from tests.support.inprocess import Caller, Clock, GatedLog, Stage, Tally, hosted_of, in_loop, key_in, running
@@ -163,7 +163,7 @@ async def test_a_full_queue_is_waited_for_until_the_deadline_and_named(monkeypat
         taken = [stage.client.get(Tally, KEY).add(1) for _ in range(2)]
         await eventually(lambda: log.held)
         patient, impatient = stage.client.get(Tally, KEY), stage.client.get(Tally, KEY, timeout=0.45)
-        waiting = patient.add(1)
+        waiting = asyncio.ensure_future(patient.add(1))
         full = r"\(shard 0 of tally\) was not run before its deadline: 2 requests wait for the shard, 2 may"
         for refused in (impatient.add(70), impatient.read()):
             with pytest.raises(Overloaded, match=full):
@@ -277,6 +277,29 @@ async def test_a_command_in_doubt_stays_so_however_full_the_next_queue_is(monkey
         assert await stage.client.get(Tally, KEY).read() in (0, 1)
 
 
+@in_loop
+async def test_callers_of_a_shard_that_is_kept_down_are_told_why_at_once() -> None:
+    """What was on its way may have been run; whatever comes now, was not."""
+    async with running(TALLY, log := GatedLog()) as stage:
+        tally = stage.client.get(Tally, KEY, timeout=FOREVER_S)
+        log.gate.clear()
+        on_its_way, looking = tally.add(1), tally.read()
+        await eventually(lambda: log.held)
+        await stage.controller.release(0)
+        await stage.controller.publish(refused={0: "LogDamaged: broken"})
+        with pytest.raises(
+            OutcomeUnknown, match=r"may have been run: shard 0 of tally is kept down: LogDamaged: broken"
+        ):
+            await on_its_way
+        for call in (looking, tally.add(1), tally.read()):
+            with pytest.raises(ShardRefused, match="shard 0 of tally is kept down: LogDamaged: broken"):
+                await call
+        log.gate.set()
+        assert await stage.client.get(Tally, key_in(1)).add(1) == 1
+        await stage.take(0)
+        assert await tally.add(1) in (1, 2)
+
+
 # Local queries
 
 
@@ -335,12 +358,12 @@ async def test_poison_is_not_run_again_and_everything_else_is() -> None:
         await stage.take(0, poison=[(caller.session, 1), (caller.session, 3)])
         for call in (1, 2):
             with pytest.raises(
-                CommandFailed, match="poison: two instances died while Tally.add of 'key-1' was running"
+                CommandFailed, match=r"poison: two instances died while Tally\.add of 'key-1' was running"
             ):
                 await caller.ask(call, 1, KEY, "add", 70, suspect=True)
         for options in ({}, {"staleness": 60_000}):
             with pytest.raises(
-                CommandFailed, match="poison: two instances died while Tally.read of 'key-1' was running"
+                CommandFailed, match=r"poison: two instances died while Tally\.read of 'key-1' was running"
             ):
                 await caller.ask(3, 0, KEY, "read", suspect=True, **options)
         assert await caller.ask(4, 2, KEY, "add", 1, suspect=True) == 1

@@ -14,6 +14,7 @@ import pytest
 from rekindle.actors import Closed, ConnectFailed, Connection
 from rekindle.actors.wire import CONNECT_MAX_S, SEND_BUFFER_BYTES
 from rekindle.chaos import Net, Process, SimLoop, WireFaults, new_loop
+from tests.chaos.virtual import pass_time
 
 
 class Two:
@@ -62,18 +63,11 @@ async def send_all(connection: Connection) -> None:
         await connection.send(frame)
 
 
-async def _later(loop: SimLoop, seconds: float) -> None:
-    """Virtual time passes."""
-    later = loop.create_future()
-    loop.call_later(seconds, later.set_result, None)
-    await later
-
-
 def test_frames_arrive_in_order_however_long_each_takes(two: Two) -> None:
     async def main() -> None:
         two.net.faults = WireFaults(slow=0.5, slow_s=2)
         await send_all(await two.connect())
-        await _later(two.loop, 60)
+        await pass_time(60)
 
     two.run(main())
     assert two.received == FRAMES
@@ -83,7 +77,7 @@ def test_what_was_sent_before_its_sender_died_may_still_arrive_and_then_the_end(
     async def main() -> None:
         await send_all(await two.connect())
         two.client.kill()
-        await _later(two.loop, 1)
+        await pass_time(1)
 
     two.run(main())
     assert two.received == FRAMES[: len(two.received)]
@@ -97,7 +91,7 @@ def test_a_lost_connection_loses_the_end_never_the_middle(two: Two) -> None:
         with suppress(Closed):
             while True:
                 await send_all(connection)
-                await _later(two.loop, 0.01)
+                await pass_time(0.01)
 
     two.run(main())
     assert two.received == (FRAMES * 100)[: len(two.received)]
@@ -109,10 +103,10 @@ def test_a_cut_delays_and_loses_nothing(two: Two) -> None:
         connection = await two.connect()
         two.net.cut("one", "two")
         await send_all(connection)
-        await _later(two.loop, 30)
+        await pass_time(30)
         assert two.received == []
         two.net.heal()
-        await _later(two.loop, 1)
+        await pass_time(1)
 
     two.run(main())
     assert two.received == FRAMES
@@ -140,7 +134,7 @@ def test_a_host_that_goes_dark_refuses_nothing_and_ends_nothing(two: Two) -> Non
         two.server.kill()
         await connection.send(b"hello?")
         receiving = two.loop.create_task(connection.receive())
-        await _later(two.loop, 1_000)
+        await pass_time(1_000)
         assert not receiving.done()
 
     two.run(main())
@@ -164,7 +158,7 @@ def test_a_stopped_process_takes_no_connection_and_its_buffers_fill(two: Two) ->
             await two.client_wire.connect(next(iter(two.net.listeners)))
         frame = bytes(SEND_BUFFER_BYTES // 2 + 1)
         sending = two.loop.create_task(_send_some(connection, [frame] * 4))
-        await _later(two.loop, 10)
+        await pass_time(10)
         assert not sending.done()
         two.server.set_pace(0)
         await sending

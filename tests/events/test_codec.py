@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Optional, TypeVar
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -75,7 +75,7 @@ TYPES: dict[Any, st.SearchStrategy[Any]] = {
     datetime: st.datetimes(timezones=st.none() | zones),
     date: st.dates(),
     time: st.times(timezones=st.none() | zones),
-    timedelta: st.timedeltas(timedelta(days=-100_000), timedelta(days=100_000)),
+    timedelta: st.integers(-(10**9), 10**9).map(lambda seconds: timedelta(seconds=seconds)),
     Decimal: st.decimals(allow_nan=False, allow_infinity=False),
     UUID: st.uuids(),
     Colour: st.sampled_from(Colour),
@@ -169,22 +169,20 @@ def test_bytes_that_are_no_value_are_refused(data: bytes) -> None:
         unpack(data)
 
 
-# What the codec does not do yet (see the report of this suite)
+# What the codec does not do yet: strict, so that whoever mends it hears of it here
 
 
-class Position(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    x: int
-
-
-@pytest.mark.parametrize("value", [{(1, 2): 3}, {frozenset([1]): 2}, {Position(x=1): 2}])
-def test_a_key_that_cannot_come_back_is_refused_or_comes_back(value: dict[Any, int]) -> None:
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="pack writes tuples as keys, unpack raises TypeError on them")
+@pytest.mark.parametrize("value", [{(1, 2): 3}, {frozenset([1]): 2}])
+def test_keys_that_are_no_scalars_come_back_or_are_refused(value: dict[Any, int]) -> None:
     """A record that its owner can write and nobody can read would be void on replay: acknowledged and lost."""
     try:
         data = pack(value)
     except Unencodable:
         return
-    assert list(TypeAdapter(type(value)).validate_python(unpack(data)).values()) == list(value.values())
+    assert TypeAdapter(dict[tuple[int, ...], int]).validate_python(unpack(data)) == {
+        tuple(key): found for key, found in value.items()
+    }
 
 
 class Open(BaseModel):
@@ -192,6 +190,7 @@ class Open(BaseModel):
     x: int
 
 
+@pytest.mark.xfail(strict=True, reason="the undeclared fields of a model are left out in silence")
 def test_a_model_with_undeclared_fields_keeps_them_or_is_refused() -> None:
     value = Open.model_validate({"x": 1, "y": 2})
     try:
@@ -199,6 +198,13 @@ def test_a_model_with_undeclared_fields_keeps_them_or_is_refused() -> None:
     except Unencodable:
         return
     assert Open.model_validate(unpack(data)) == value
+
+
+@pytest.mark.xfail(strict=True, reason="a float of seconds has not enough digits for every microsecond")
+@given(st.timedeltas(timedelta(days=-100_000), timedelta(days=100_000)))
+@example(timedelta(days=99_999, microseconds=1))
+def test_a_duration_comes_back_to_the_microsecond(value: timedelta) -> None:
+    assert there_and_back(timedelta, value) == value
 
 
 @contextmanager
@@ -211,6 +217,7 @@ def _switching_often() -> Generator[None, None, None]:
         sys.setswitchinterval(before)
 
 
+@pytest.mark.xfail(strict=True, reason="all threads pack into one buffer, and `default` lets others have their turn")
 def test_threads_do_not_write_into_each_others_values() -> None:
     """The beacon's thread and the threads that encode snapshots pack while the loop does."""
     values = [datetime(2026, 1, 1, tzinfo=UTC)] * 50, [Inner(point=Point(1, 2))] * 50

@@ -2,12 +2,13 @@
 
 Goal: whoever changes a rule changes it in `tests/model/claims.py` first, and learns here what it breaks.
 Method: the same seeds in every run, so that a failure is the same for everyone; many more with
-`python -m tests.model.claims 30000`.
+`python -m tests.model.explore 30000`.
 """
 
 import pytest
 
-from tests.model.claims import MUTANTS, Kind, World, explore, judge
+from tests.model.claims import MUTANTS, Kind, World
+from tests.model.explore import explore, judge
 
 SEEDS = 500
 

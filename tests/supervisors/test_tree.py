@@ -85,7 +85,7 @@ def test_an_application_that_cannot_run_is_refused(tree: Supervisor, problem: st
 
 @pytest.mark.parametrize("target", ["", "module", ":app", "module:", "no.such.module:app", f"{__name__}:nothing"])
 def test_an_application_that_cannot_be_imported_is_refused(target: str) -> None:
-    with pytest.raises(DeclarationError, match="expected an application as module:name|cannot import "):
+    with pytest.raises(DeclarationError, match=r"expected an application as module:name|cannot import "):
         load(target)
 
 

@@ -216,11 +216,12 @@ class Controller:
         """Take the shard away; as a controller of that term, over that connection."""
         await (over or self._connection).send(frame(RELEASE, term, [[shard, self.numbers[shard]]]))
 
-    async def publish(self) -> None:
-        """Tell the instance, and through it the clients, that it owns what it was assigned."""
+    async def publish(self, refused: dict[int, str] | None = None) -> None:
+        """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down."""
         shards = range(self.hosted.shards)
-        routes = [Route(self.address, self.numbers[shard]) if shard in self.numbers else None for shard in shards]
-        table = Table((TERM, next(self._tables)), {self.hosted.name: routes})
+        owned = self.numbers.keys() - (refused or {}).keys()
+        routes = [Route(self.address, self.numbers[shard]) if shard in owned else None for shard in shards]
+        table = Table((TERM, next(self._tables)), {self.hosted.name: routes}, {self.hosted.name: refused or {}})
         await self._connection.send(frame(TABLE, *table.dump()))
 
     async def wait_serving(self, shard: int) -> None:
@@ -248,7 +249,7 @@ class Caller:
     connection: Connection
     hosted: Hosted
     session: bytes
-    answers: dict[int, list[Any]] = field(default_factory=dict)
+    answers: dict[int, list[Any]] = field(default_factory=dict[int, list[Any]])
     goodbye: str | None = None
     gone: str | None = None
 

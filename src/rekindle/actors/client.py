@@ -28,6 +28,7 @@ from rekindle.actors.errors import (
     DeadlineExceeded,
     OutcomeUnknown,
     Overloaded,
+    ShardRefused,
 )
 from rekindle.actors.instance import KEY_BYTES_MAX, Hosted, cached_shard_of
 from rekindle.actors.outcomes import result_of
@@ -156,7 +157,11 @@ class Client:
     def _route(self, call: Call) -> None:
         route = self.table.owner(call.hosted.name, call.shard)
         if route is None:
-            self._park(call)
+            refusal = self.table.refusal(call.hosted.name, call.shard)
+            if refusal is None:
+                self._park(call)
+            else:
+                self._give_up(call, ShardRefused(f"shard {call.shard} of {call.hosted.name} is kept down: {refusal}"))
             return
         peer = self.peers.get(route.address)
         if peer is None:
@@ -299,14 +304,18 @@ class Client:
         if call.session is not None:
             call.session.outstanding.pop(call.number, None)
 
-    def fail_all(self, error: BaseException) -> None:
-        """Give up everything that is outstanding. A command that was sent may have been run, whatever the reason."""
+    def fail_all(self, error: Exception) -> None:
+        """Give up everything that is outstanding."""
         for call in tuple(self.calls.values()):
-            self._forget(call)
-            if not call.future.done():
-                unknown = OutcomeUnknown(f"{call.handler.name} of {call.wire[2]!r} may have been run: {error}")
-                call.future.set_exception(unknown if call.sent and call.number else error)
-                call.future.exception()
+            self._give_up(call, error)
+
+    def _give_up(self, call: Call, error: Exception) -> None:
+        """A command that was sent may have been run, whatever the reason."""
+        self._forget(call)
+        if not call.future.done():
+            unknown = OutcomeUnknown(f"{call.handler.name} of {call.wire[2]!r} may have been run: {error}")
+            call.future.set_exception(unknown if call.sent and call.number else error)
+            call.future.exception()  # whoever asked may have gone
 
     async def _tick(self) -> None:
         """Deadlines, calls that were given up by their callers, calls that wait for a route."""

@@ -297,7 +297,7 @@ def _typed_dict(cls: type, base: type) -> TypeAdapter[dict[str, Any]]:
 def _event_classes(cls: type[Entity]) -> list[type[Event]]:
     hints = get_type_hints(cls.apply)  # type: ignore[attr-defined]
     parameters = list(inspect.signature(cls.apply).parameters)[1:]  # type: ignore[attr-defined]
-    declared = hints.get(parameters[0]) if parameters else None
+    declared: Any = hints.get(parameters[0]) if parameters else None
     members = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
     wrong = [m for m in members if not (isinstance(m, type) and issubclass(m, Event))]
     if wrong:

@@ -4,7 +4,7 @@ HELLO    protocol, token, role              the first frame of whoever connects
 WELCOME  protocol, app, service, incarnation, now_ms, [table]         or  GOODBYE text
 CALL     [[shard, session, low, suspect, [[call, number, key, handler, args, kwargs, staleness], ...]], ...]
 ANSWER   [[call, outcome], ...]             outcomes: rekindle.actors.outcomes
-TABLE    [control term, version], {service: [[address, assignment] | None, ...]}
+TABLE    [control term, version], {service: [[address, assignment] | None, ...]}, {service: {shard: why it is kept down}}
 ASK      (nothing)                          answered by TABLE
 ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
 RELEASE  control term, [[shard, number], ...]

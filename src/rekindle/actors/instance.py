@@ -254,8 +254,8 @@ class Instance:
                     link.send(frame(TABLE, *self.table.dump()))
                 case [kind, term, *rest] if kind in (ASSIGN, RELEASE) and link in self.controllers:
                     self._on_order(kind, term, rest[0])
-                case [kind, version, services] if kind == TABLE and link in self.controllers:
-                    self._on_table(Table.load(version, services))
+                case [kind, version, services, refused] if kind == TABLE and link in self.controllers:
+                    self._on_table(Table.load(version, services, refused))
                 case _:
                     raise BadFrame(f"frame kind {fields[0]} with {len(fields) - 1} fields is not for an instance")
         except (ValueError, TypeError, IndexError) as error:

@@ -250,8 +250,8 @@ class Owner:
     async def _replay(self, shard: Shard, claimed: int) -> None:
         """Read up to and with the own claim; at the floor, see that the log is still the one that is known."""
         floor = self.assignment.floor
-        if shard.fold.offset > claimed:  # the snapshot is newer than what is left of the log
-            raise LogTruncated(str(self.partition), shard.fold.offset - 1, claimed)
+        if shard.fold.offset > claimed:
+            claimed = await self._newest(shard)
         if shard.fold.offset < floor.offset <= claimed:
             await self._read(shard, floor.offset)
             if (shard.fold.term, shard.fold.sequence) != (floor.term, floor.sequence):
@@ -260,6 +260,13 @@ class Owner:
                     f"{self.partition} (was {found} at offset {floor.offset})", floor.sequence, shard.fold.sequence
                 )
         await self._read(shard, claimed + 1)
+
+    async def _newest(self, shard: Shard) -> int:
+        """The snapshot is newer than the own claim: either others went on from there, or the log was cut below it."""
+        last = (await self.around.log.bounds(self.partition)).end - 1
+        if last < shard.fold.offset - 1:
+            raise LogTruncated(str(self.partition), shard.fold.offset - 1, last)
+        return last
 
     def _check_floor(self, shard: Shard) -> None:
         floor, fold = self.assignment.floor, shard.fold

@@ -231,7 +231,7 @@ class Peer:
                 if len(data) > LARGE_FRAME_BYTES:
                     await asyncio.sleep(0)  # who was answered may ask again while the next frame is read
             elif fields[0] == TABLE:
-                self.client.on_table(Table.load(fields[1], fields[2]))
+                self.client.on_table(Table.load(*fields[1:]))
             elif fields[0] == GOODBYE:
                 raise ConnectFailed(f"{self.address} closed the connection: {fields[1]}")
             else:

@@ -15,10 +15,12 @@ class Route(NamedTuple):
 
 @dataclass(slots=True)
 class Table:
-    """Owners by service and shard. `version` is (control term, count): the higher one is the newer."""
+    """Owners by service and shard, and why shards are kept down. `version` is (control term, count): the higher one is
+    the newer."""
 
     version: tuple[int, int] = (-1, 0)
     services: dict[str, list[Route | None]] = field(default_factory=dict[str, list[Route | None]])
+    refused: dict[str, dict[int, str]] = field(default_factory=dict[str, dict[int, str]])
 
     def owner(self, service: str, shard: int) -> Route | None:
         """Who owns the shard, as far as this table knows."""
@@ -39,12 +41,18 @@ class Table:
         """All addresses, each once, in a fixed order."""
         return list(dict.fromkeys(r.address for routes in self.services.values() for r in routes if r is not None))
 
+    def refusal(self, service: str, shard: int) -> str | None:
+        """Why nobody may serve the shard, if that is so."""
+        return self.refused.get(service, {}).get(shard)
+
     def dump(self) -> list[Any]:
         """In native types, for a frame."""
-        return [list(self.version), self.services]
+        return [list(self.version), self.services, self.refused]
 
     @classmethod
-    def load(cls, version: list[int], services: dict[str, list[list[Any] | None]]) -> Table:
+    def load(
+        cls, version: list[int], services: dict[str, list[list[Any] | None]], refused: dict[str, dict[int, str]]
+    ) -> Table:
         """What `dump` gave."""
         table = {name: [None if r is None else Route(*r) for r in routes] for name, routes in services.items()}
-        return cls((version[0], version[1]), table)
+        return cls((version[0], version[1]), table, refused)

@@ -380,8 +380,9 @@ class Shard:
     async def _call_async(self, request: Request, entity: Entity) -> bytes:
         handler = request.handler
         args, kwargs = handler.arguments_of(request.args, request.kwargs)
+        limit = asyncio.timeout(ASYNC_HANDLER_MAX_S)
         try:
-            async with asyncio.timeout(ASYNC_HANDLER_MAX_S) as limit:
+            async with limit:
                 return pack((outcomes.OK, await self._in_steps(request, handler.function(entity, *args, **kwargs))))
         except TimeoutError as error:
             if not limit.expired():

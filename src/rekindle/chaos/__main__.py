@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Final
 
-from rekindle.chaos.campaign import WORKERS, Figures, explore, replay_line
+from rekindle.chaos.campaign import WORKERS, Figures, be_quiet, explore, replay_line
 from rekindle.chaos.world import Report, simulate
 
 PROGRESS_EVERY: Final = 100
@@ -30,6 +30,7 @@ def main() -> int:
 
 
 def _replay(seed: int) -> int:
+    be_quiet()
     report = simulate(seed)
     print("\n".join(report.lines))
     print(f"seed {seed}: digest {report.digest:08x}, {report.acknowledged} acknowledged, {report.struck} faults")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,13 @@ SEEDS_AT_ONCE: Final = 8
 
 def explore(seeds: Iterable[int], workers: int = WORKERS) -> Iterator[Report]:
     """The reports, in the order of the seeds. The trace of a clean run is left out: its seed gives it again."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), be_quiet) as pool:
         yield from pool.map(_brief, seeds, chunksize=SEEDS_AT_ONCE)
+
+
+def be_quiet() -> None:
+    """What a simulated process has to say is in its trace, not on this one's terminal."""
+    logging.getLogger("rekindle").setLevel(logging.CRITICAL)
 
 
 def _brief(seed: int) -> Report:

@@ -10,6 +10,7 @@ import asyncio
 from zlib import crc32
 
 from rekindle.actors import Entity, Rejected, command, query
+from rekindle.chaos.loop import current_process
 from rekindle.events import Event
 
 Seen = tuple[int, int]
@@ -70,6 +71,15 @@ class Ledger(Entity):
     async def slowly(self, tag: str) -> Seen:
         """Counts, after a while in which everything else of its entity waits."""
         await asyncio.sleep(0.02)
+        self.emit(Appended(tag=tag))
+        return self.count, self.digest
+
+    @command
+    def die(self, tag: str) -> Seen:
+        """A killer: whoever runs it dies of it. It never counts."""
+        process = current_process()
+        assert process is not None, "a killer command outside of every simulated process"
+        process.kill()
         self.emit(Appended(tag=tag))
         return self.count, self.digest
 

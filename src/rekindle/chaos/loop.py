@@ -112,6 +112,11 @@ class Process:
         self._drain_later()
 
 
+def current_process() -> Process | None:
+    """The process that is running; None: the world."""
+    return _process.get()
+
+
 class _Handle(asyncio.TimerHandle):
     """A callback, and whose it is. asyncio's own constructor is left out: it keeps what only debugging needs."""
 

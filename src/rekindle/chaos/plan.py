@@ -30,6 +30,7 @@ KINDS: Final = (
     "slander an instance",
     "send the cluster away",
     "send the log away",
+    "let the log refuse",
 )
 
 
@@ -90,6 +91,7 @@ def _draw_log(random: Random) -> LogFaults:
         lost_ack=_often(random, 0.05),
         duplicate=_often(random, 0.1),
         straggler=_often(random, 0.05),
+        late_s=2.0,
         no_offset=_often(random, 0.05),
         unavailable=_often(random, 0.01),
         unavailable_s=random.choice([0.1, 1.0]),

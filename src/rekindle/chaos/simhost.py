@@ -17,6 +17,7 @@ from rekindle.actors import Host
 from rekindle.chaos.loop import Process, outside
 from rekindle.chaos.simwire import REFUSED_S, Net
 from rekindle.events import (
+    AppendRefused,
     AppendUnknown,
     Bounds,
     Entry,
@@ -38,11 +39,19 @@ LOG_HOST: Final = "log"
 
 
 class KeptLog(SimulatedLog):
-    """The world's log. What owners delete of it is kept for the judge."""
+    """The world's log. What owners delete of it is kept for the judge. refuses_until: it takes no append before."""
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
+        self.refuses_until = 0.0
         self._deleted: dict[Partition, list[Stored]] = {}
+
+    async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
+        """See `EventLog`."""
+        if asyncio.get_running_loop().time() < self.refuses_until:
+            await asyncio.sleep(REFUSED_S)
+            raise AppendRefused(f"{partition} takes nothing now")
+        return await super().append(partition, records)
 
     async def trim(self, partition: Partition, before: int) -> None:
         """See `EventLog`."""

@@ -323,7 +323,7 @@ class _SimBeacon:
 
     def announce(self, frame: bytes) -> None:
         """See `Beacon`."""
-        for connection in self._listeners:
+        for connection in self._listeners if self._process.alive else ():
             self._send(connection, frame)
 
     def _send(self, connection: Connection, frame: bytes) -> None:

@@ -53,6 +53,7 @@ class Weather:
             "slander an instance": self._slander,
             "send the cluster away": self._send_cluster_away,
             "send the log away": self._send_log_away,
+            "let the log refuse": self._let_log_refuse,
         }
 
     def begin(self) -> None:
@@ -173,6 +174,11 @@ class Weather:
 
     def _send_log_away(self, fault: Fault) -> bool:
         self.world.log.go_away(fault.for_s / 3)
+        return True
+
+    def _let_log_refuse(self, fault: Fault) -> bool:
+        """Appends are refused for good, as when a disk is full or an account may not write any more."""
+        self.world.log.refuses_until = self.world.loop.time() + fault.for_s / 10
         return True
 
 

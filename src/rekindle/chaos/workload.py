@@ -14,7 +14,7 @@ from rekindle.chaos.loop import Process
 from rekindle.supervisors import seeds
 
 KEYS: Final = tuple(f"ledger-{number}" for number in range(8))
-KINDS: Final = {"append": 5, "take": 3, "look": 3, "fail": 1, "slowly": 1}
+KINDS: Final = {"append": 50, "take": 30, "look": 30, "fail": 10, "slowly": 10, "die": 1}
 CALLERS: Final = 3
 PAUSE_S: Final = 0.15
 """A caller waits about this long before it asks again."""

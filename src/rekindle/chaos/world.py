@@ -45,7 +45,8 @@ OPERATOR_S: Final = 45.0
 """What is not served so long after everything has healed is looked at by somebody: longer than any pause of a controller
 before it tries again."""
 
-LATE_S: Final = 8.0
+OPERATED_MAX: Final = 5
+LATE_S: Final = 4.0
 """What was on its way when it became quiet has arrived after this time."""
 
 FALSE_ALARMS: Final = ("bug:", "InternalError", "LogTruncated", "LogDamaged", "NewerRecord", "TopicMissing")
@@ -60,8 +61,8 @@ FAULTS_MIN: Final = 5
 class Report:
     """What came of a run. faults: what the judge found; empty for a clean one.
 
-    took: how often each fault took effect; struck: how many did, without those that are only late. operated: an
-    operator was needed in the end.
+    took: how often each fault took effect; struck: how many did, without those that are only late. operated: how
+    often an operator was needed in the end.
     """
 
     seed: int
@@ -70,7 +71,7 @@ class Report:
     ends: dict[End, int]
     took: Counter[str]
     struck: int
-    operated: bool
+    operated: int
     seconds: float
     lines: tuple[str, ...]
     digest: int
@@ -107,7 +108,7 @@ class World:
         self.controllers: list[Process] = []
         self.clients: list[Process] = []
         self.faults: list[str] = []
-        self.operated = False
+        self.operated = 0
         self.lines: list[str] = []
         self._chance = self.random("world")
         self._names = 0
@@ -240,13 +241,15 @@ class World:
             await self._audit_replicas(seen)
 
     async def _operate(self) -> None:
-        """What is refused (two instances died during a shard's replay) stays so until an operator has had a look."""
-        seen = await self._client("the operator").look_at_all(OPERATOR_S)
-        if None in seen.values():
-            self.operated = True
+        """What is kept down (two instances died during a shard's replay) stays so until an operator has had a look."""
+        while None in (await self._client("the operator").look_at_all(OPERATOR_S)).values():
+            if self.operated == OPERATED_MAX:
+                return
+            self.operated += 1
             self.note("=", "the operator starts another controller")
             for controller in tuple(self.controllers):
                 controller.kill()
+            await asyncio.sleep(LATE_S)
 
     async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:
         store = LogStore(self.log, APP)

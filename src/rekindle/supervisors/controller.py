@@ -320,6 +320,7 @@ class Controller:
                 reason = f"poison: its replay was running at the death of {o.deaths} instances"
                 self.host.say(f"{service.name}/{shard} is kept down: {reason}")
                 await self.decisions.decide("refuse", service.name, shard, reason)
+                self._publish()
                 held.add(shard)
         placed = place([o.incarnation for o in owned], alive)
         moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and shard not in held]
@@ -393,7 +394,11 @@ class Controller:
             ]
             for name in self.services
         }
-        self.table = Table((self.decisions.term, self.table.version[1] + 1), services)
+        refused = {
+            name: {shard: o.refused for shard, o in enumerate(self._owned(name)) if o.refused is not None}
+            for name in self.services
+        }
+        self.table = Table((self.decisions.term, self.table.version[1] + 1), services, refused)
         for ward in self.wards.values():
             ward.send(frame(TABLE, *self.table.dump()))
 
