@@ -43,7 +43,8 @@ async def memory(run: Run) -> AsyncIterator[Row]:
 
 def weigh(count: int) -> dict[str, float]:
     """Replay one event into each of `count` entities, let them be encoded, and look at the resident memory."""
-    entities = Entities(one_shard_app.services[0].hosted(one_shard_app.name).kind)
+    kind = one_shard_app.services[0].hosted(one_shard_app.name).kind
+    entities = Entities(kind, lambda reason: sys.exit(f"quarantined: {reason}"))
     half = count // 2
     _replay(entities, range(half))
     at_half, encoded_at_half = _settled(entities)

@@ -156,7 +156,8 @@ class Reading:
     """One partition from its first record on: what counts by the two rules, and what does not.
 
     figures: claims, and the same owner's second ones (`doubts`); void records: `duplicates` of what is there already,
-    `stragglers` of an owner's own earlier term, and `late` ones of owners that were fenced, those also by owner.
+    `stragglers` of an owner's own earlier term, and `late` ones of owners that were fenced, by owner too; `void claims` are
+    among them.
     """
 
     def __init__(self, where: str, records: Iterable[Raw]) -> None:
@@ -185,6 +186,7 @@ class Reading:
             self._term = offset
             self._owners[offset] = owner
         else:
+            self.figures["void claims"] += 1
             self._on_late(owner)
 
     def _on_commit(self, offset: int, head: list[Any], events: list[Any]) -> None:

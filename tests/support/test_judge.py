@@ -120,7 +120,7 @@ def test_a_clean_run_has_no_faults() -> None:
     verdict = verdict_on(clean_log(), clean_history())
     assert verdict.faults == []
     assert verdict.late == {Owner("x", 1): 2}
-    figures = {"claims": 4, "doubts": 1, "duplicates": 1, "stragglers": 1, "late": 2}
+    figures = {"claims": 4, "doubts": 1, "duplicates": 1, "stragglers": 1, "late": 2, "void claims": 1}
     ends = {"ok": 9, "refused": 2, "failed": 1, "unknown": 2, "unknown and in the log": 1}
     assert verdict.figures == figures | ends
 

@@ -78,7 +78,7 @@ def command(function: Callable[Concatenate[E2, P], Coroutine[Any, Any, R2]]) -> 
 def command(function: Callable[Concatenate[E2, P], R2]) -> Handler[E2, P, R2]: ...
 def command(function: Any) -> Any:
     """A request that may emit events. It is all or nothing, and takes effect exactly once."""
-    return Handler(function, is_command=True)
+    return Handler[Any, Any, Any](function, is_command=True)
 
 
 @overload
@@ -87,7 +87,7 @@ def query(function: Callable[Concatenate[E2, P], Coroutine[Any, Any, R2]]) -> Ha
 def query(function: Callable[Concatenate[E2, P], R2]) -> Handler[E2, P, R2]: ...
 def query(function: Any) -> Any:
     """A request that emits no events. Its answer is linearizable unless the caller asks for a local one."""
-    return Handler(function, is_command=False)
+    return Handler[Any, Any, Any](function, is_command=False)
 
 
 @dataclass_transform(kw_only_default=True)
@@ -199,7 +199,8 @@ class EntityType:
         self.state_version = cls._state_version  # pyright: ignore[reportPrivateUsage]
         self.apply: Callable[[Entity, Event], None] = vars(cls).get("apply") or cls.apply  # type: ignore[attr-defined]
         self.events = EventTypes(_event_classes(cls))
-        self.handlers = {name: _handler(cls, h) for name, h in inspect.getmembers_static(cls) if isinstance(h, Handler)}
+        members = inspect.getmembers_static(cls, lambda member: isinstance(member, Handler))
+        self.handlers = {name: _handler(cls, member) for name, member in members}
         self.state = _typed_dict(cls, Entity)
         self.defaults = {name: getattr(cls, name) for name in _fields(cls, Entity)}
         self.rejections = {c.__name__: c for c in _subclasses(Rejected)}
@@ -298,8 +299,8 @@ def _event_classes(cls: type[Entity]) -> list[type[Event]]:
     hints = get_type_hints(cls.apply)  # type: ignore[attr-defined]
     parameters = list(inspect.signature(cls.apply).parameters)[1:]  # type: ignore[attr-defined]
     declared: Any = hints.get(parameters[0]) if parameters else None
-    members = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
-    wrong = [m for m in members if not (isinstance(m, type) and issubclass(m, Event))]
+    members: tuple[Any, ...] = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+    wrong: list[Any] = [m for m in members if not (isinstance(m, type) and issubclass(m, Event))]
     if wrong:
         raise EntityDefinitionError(
             f"{cls.__name__}.apply: expected its argument to be typed as one or a union of Events, got {declared!r}"

@@ -47,6 +47,7 @@ from rekindle.actors.routes import Table
 from rekindle.actors.shard import Phase
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, Wire
 from rekindle.events import EventLog, Partition, SnapshotStore, Topic, shard_of
+from rekindle.events.records import build
 
 KEY_BYTES_MAX: Final = 1_024
 SESSION_BYTES_MAX: Final = 64
@@ -64,9 +65,6 @@ UNWANTED_MAX_S: Final = 30.0
 """An instance that no controller has greeted in this time after its start is known to none: its controller died, or was
 stopped, while it started it. It ends. Once greeted, it serves on whatever becomes of its controller."""
 
-
-_as_request: Final[Callable[..., Request]] = tuple.__new__
-"""`Request(*fields)` without the detour through its Python constructor: one for every call."""
 
 cached_shard_of = lru_cache(maxsize=1 << 17)(shard_of)
 
@@ -281,7 +279,7 @@ class Instance:
                     self._send_away(link, call, shard)
                 else:
                     fields = (link, call, session, number, low, key, handler, args, kwargs, suspect, staleness)
-                    owner.shard.submit(_as_request(Request, fields))
+                    owner.shard.submit(build(Request, fields))
 
     def _why_bad(self, shard: int, number: int, key: str, name: str) -> BadRequest:
         hosted = self.hosted

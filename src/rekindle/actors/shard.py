@@ -49,7 +49,17 @@ from rekindle.events import (
     encode,
     pack,
 )
-from rekindle.events.records import BARRIER, COMMAND, MARK, NO_SESSION, SNAPSHOTTED, VERSION, encode_claim, with_events
+from rekindle.events.records import (
+    BARRIER,
+    COMMAND,
+    MARK,
+    NO_SESSION,
+    SNAPSHOTTED,
+    VERSION,
+    build,
+    encode_claim,
+    with_events,
+)
 
 UNVERIFIED_MAX: Final = 10_000
 """Commands of one shard that were run and are not yet verified; above it new ones are `BUSY`."""
@@ -131,7 +141,7 @@ class Shard:
             request.sink.reply(request.call, outcomes.busy(len(self.waiting), WAITING_MAX))
 
     def _run(self, request: Request) -> None:
-        if request.number and not self._is_new(request):
+        if request.number and not self._isbuild(request):
             return
         active = self.entities.active.get(request.key)
         if active is None:
@@ -145,7 +155,7 @@ class Shard:
         else:
             self._execute(request, active)
 
-    def _is_new(self, request: Request) -> bool:
+    def _isbuild(self, request: Request) -> bool:
         """Whether a command is to be run; if not, it is answered as it was the first time, or ignored."""
         known = self.outcomes.get((request.session, request.number)) or self.fold.judge(request.session, request.number)
         if known is Verdict.RUN:
@@ -278,8 +288,8 @@ class Shard:
             return
         self.sequence = active.last = sequence
         self.outcomes[session, number] = outcome
-        commit = _new(Commit, (*fields, []))
-        self.staged.append(_new(Staged, (commit, (place, value), request.sink, call)))
+        commit = build(Commit, (*fields, []))
+        self.staged.append(build(Staged, (commit, (place, value), request.sink, call)))
         if emitted:
             self.entities.executed(key, active, value, version)
         if len(self.staged) == 1:  # else the edge has been woken, or is awake
@@ -345,7 +355,7 @@ class Shard:
         active.busy = False
 
     async def _next_in_turn(self, request: Request, active: Active) -> None:
-        if (request.number and not self._is_new(request)) or self._is_quarantined(request):
+        if (request.number and not self._isbuild(request)) or self._is_quarantined(request):
             return
         if request.handler.is_async:
             await self._execute_async(request, active)
@@ -579,9 +589,6 @@ class Shard:
         self.entities = Entities(self.kind, self.edge.on_quarantine)
         self.edge.wake()
 
-
-_new: Final[Callable[..., Any]] = tuple.__new__
-"""Named tuples without the detour through their Python constructors: one each for every command."""
 
 _RECORD_OVERHEAD: Final = 64
 """Room for a record's key and Kafka's own fields when a batch is cut."""

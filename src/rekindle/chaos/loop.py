@@ -327,9 +327,17 @@ def new_loop() -> SimLoop:
 
 async def outside(work: Coroutine[Any, Any, T]) -> T:
     """Let the world do something for a process: once begun, it goes on whatever becomes of who asked for it."""
+    await die_if_dead()
     task = asyncio.get_running_loop().create_task(work, context=Context())
     task.add_done_callback(_retrieve, context=Context())
     return await asyncio.shield(task)
+
+
+async def die_if_dead() -> None:
+    """For whatever leaves a process: one that has killed itself does not get to its next line."""
+    process = _process.get()
+    if process is not None and not process.alive:
+        await process.loop.create_future()
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

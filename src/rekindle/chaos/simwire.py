@@ -20,7 +20,7 @@ from zlib import crc32
 
 from rekindle.actors import Beacon, Closed, ConnectFailed, Listening
 from rekindle.actors.wire import CONNECT_MAX_S, SEND_BUFFER_BYTES, Accept, Connection
-from rekindle.chaos.loop import Process, SimLoop
+from rekindle.chaos.loop import Process, SimLoop, die_if_dead
 
 REFUSED_S: Final = 0.001
 """How long it takes to learn that nobody listens; never nothing, or a caller that retries would stop virtual time."""
@@ -59,6 +59,7 @@ class _End:
 
     async def send(self, frame: bytes) -> None:
         """See `Connection`."""
+        await die_if_dead()
         while self.on_the_way > SEND_BUFFER_BYTES and not self._gone:
             await self._change()
         if self._gone:

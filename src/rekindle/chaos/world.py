@@ -134,6 +134,7 @@ class World:
         except Deadlock as error:
             self.faults.append(str(error))
         self.faults += [f"bug: {failure}" for failure in self.loop.failures]
+        self.faults += [f"who ran it was to die: {op}" for op in self.history.ops if op.kind == "die" and op.seen]
         readings = [
             read((e.offset, e.value) for e in self.log.everything(self.hosted.partition(s))) for s in range(SHARDS)
         ]

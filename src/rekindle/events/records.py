@@ -15,7 +15,7 @@ Three kinds of strangers (design, section 4):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from rekindle.events.codec import pack, unpack
 from rekindle.events.errors import LogDamaged, NewerRecord
@@ -75,8 +75,9 @@ Record = Claim | Commit | Stranger
 
 _CLAIM_FIELDS: Final = 6
 _COMMIT_FIELDS: Final = 13
-_as_commit: Final[Callable[..., Commit]] = tuple.__new__
-"""`Commit(*fields)` without the detour through its Python constructor: this is the hottest line of a replay."""
+build: Final[Callable[..., Any]] = cast(Any, tuple).__new__
+"""`build(T, fields)` is `T(*fields)` for a named tuple T, without the detour through its Python constructor: a few of them
+are made for every command, and one for every record of a replay."""
 
 _NO_EVENTS: Final = b"\x90"
 _ONE_EVENT: Final = b"\x91"
@@ -132,7 +133,7 @@ def decode(value: bytes | None) -> Record:
         version, kind = head[1], head[2]
         if version == VERSION and COMMAND <= kind <= SNAPSHOTTED and len(head) == _COMMIT_FIELDS:
             head.append(events)
-            return _as_commit(Commit, head[2:])
+            return build(Commit, head[2:])  # type: ignore[no-any-return]
         return _decode_rest(version, kind, head)
     except (ValueError, TypeError, IndexError) as error:
         raise LogDamaged(f"a record of ours has the head {head!r}: {error}") from error

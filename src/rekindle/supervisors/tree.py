@@ -59,7 +59,9 @@ class Service:
         if self.instances < 1:
             raise DeclarationError(f"service {self.name!r}: instances must be at least 1, got {self.instances}")
         if self.snapshot_every < 1:
-            raise DeclarationError(f"service {self.name!r}: snapshot_every must be at least 1, got {self.snapshot_every}")
+            raise DeclarationError(
+                f"service {self.name!r}: snapshot_every must be at least 1, got {self.snapshot_every}"
+            )
         if not self.hang_s > 0:
             raise DeclarationError(f"service {self.name!r}: hang_s must be more than 0, got {self.hang_s}")
 
