@@ -114,7 +114,7 @@ async def _round(stage: Stage, wakes: Wakes) -> None:
     if wakes is Wakes.LAST:
         stage.go_on(heir)
     await _see_fenced(stage, victim, owned, wakes)
-    await _see_fenced(stage, heir, skipped, Wakes.WHILE)
+    await _see_fenced(stage, heir, skipped, Wakes.WHILE)  # how far it had come, nobody knows
 
 
 def _shuffled(stage: Stage) -> list[Puppet]:
@@ -163,7 +163,7 @@ async def _stage(name: str, log: str, hosted: Hosted) -> AsyncGenerator[Stage]:
                 await script.assign([shard], script.puppets[shard % INSTANCES])
             await script.wait_served(range(hosted.shards))
             yield stage
-            await cluster.close()
+            await cluster.close()  # with them their connections end, and whoever listens
     finally:
         await cluster.close()
 

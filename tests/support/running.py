@@ -33,8 +33,11 @@ CALL_MAX_S: Final = 100.0
 """The callers' deadline. Longer than any outage that a test makes: who gives up learns nothing."""
 
 LANES: Final = 16
-CALLS_MAX: Final = 5_000
-"""Of one lane, so that a load ends also if nobody ends it."""
+THINK_MAX_S: Final = 0.01
+"""Between two calls of a lane. So a fast machine makes no more calls than a run can be judged by."""
+
+CALLS_MAX: Final = 50_000
+"""Of one lane, so that a load ends also if nobody ends it: some four minutes of nothing but thinking."""
 
 QUERIES: Final = 0.2
 DELIVERIES: Final = 0.3
@@ -165,6 +168,7 @@ class _Lane:
             if ended.is_set():
                 return
             await (self._ledger() if self.random.choice(self.services) == "ledger" else self._stock())
+            await asyncio.sleep(self.random.uniform(0.0, THINK_MAX_S))
 
     async def _ledger(self) -> None:
         key, op = self.random.choice(KEYS["ledger"]), next(self.names)

@@ -141,7 +141,7 @@ class Shard:
             request.sink.reply(request.call, outcomes.busy(len(self.waiting), WAITING_MAX))
 
     def _run(self, request: Request) -> None:
-        if request.number and not self._isbuild(request):
+        if request.number and not self._is_new(request):
             return
         active = self.entities.active.get(request.key)
         if active is None:
@@ -155,7 +155,7 @@ class Shard:
         else:
             self._execute(request, active)
 
-    def _isbuild(self, request: Request) -> bool:
+    def _is_new(self, request: Request) -> bool:
         """Whether a command is to be run; if not, it is answered as it was the first time, or ignored."""
         known = self.outcomes.get((request.session, request.number)) or self.fold.judge(request.session, request.number)
         if known is Verdict.RUN:
@@ -355,7 +355,7 @@ class Shard:
         active.busy = False
 
     async def _next_in_turn(self, request: Request, active: Active) -> None:
-        if (request.number and not self._isbuild(request)) or self._is_quarantined(request):
+        if (request.number and not self._is_new(request)) or self._is_quarantined(request):
             return
         if request.handler.is_async:
             await self._execute_async(request, active)

@@ -327,6 +327,8 @@ def new_loop() -> SimLoop:
 
 async def outside(work: Coroutine[Any, Any, T]) -> T:
     """Let the world do something for a process: once begun, it goes on whatever becomes of who asked for it."""
+    if _is_dead():
+        work.close()
     await die_if_dead()
     task = asyncio.get_running_loop().create_task(work, context=Context())
     task.add_done_callback(_retrieve, context=Context())
@@ -335,9 +337,13 @@ async def outside(work: Coroutine[Any, Any, T]) -> T:
 
 async def die_if_dead() -> None:
     """For whatever leaves a process: one that has killed itself does not get to its next line."""
+    if _is_dead():
+        await asyncio.get_running_loop().create_future()
+
+
+def _is_dead() -> bool:
     process = _process.get()
-    if process is not None and not process.alive:
-        await process.loop.create_future()
+    return process is not None and not process.alive
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
