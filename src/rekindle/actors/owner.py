@@ -246,6 +246,9 @@ class Owner:
         if loaded is not None:
             shard.fold, captured, self._blob_size, self._mark = loaded
             shard.entities.restore(captured)
+        elif (start := (await self.around.log.bounds(self.partition)).start) > 0:
+            # Retention has deleted what a full replay would need. The store may only be away: try again later.
+            raise LogUnavailable(f"{self.partition}: no snapshot can be read, and the log begins at offset {start}")
 
     async def _replay(self, shard: Shard, claimed: int) -> None:
         """Read up to and with the own claim; at the floor, see that the log is still the one that is known."""

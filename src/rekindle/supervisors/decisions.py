@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from rekindle.actors import Assignment, Host, Owner, Replica, Surroundings
+from rekindle.actors import Assignment, Host, Owner, Phase, Replica, Surroundings
 from rekindle.actors.outcomes import MOVED, result_of
 from rekindle.actors.requests import Request
 from rekindle.events import RekindleError, session_name, unpack
@@ -63,6 +63,8 @@ class Decisions:
     def control(self) -> Control:
         """What is decided, and what is being decided; act only on what `decide` has returned for."""
         assert self._owner is not None, "asked for the control state before leading"
+        if self._owner.shard.phase is not Phase.OWNING:
+            raise NotLeading(f"{self.name} does not lead any more: {self._owner.reason}")
         entities = self._owner.shard.entities
         active = entities.active.get(KEY) or entities.activate(KEY)
         assert isinstance(active.entity, Control), f"the control log holds a {type(active.entity).__name__}"
