@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from math import inf
@@ -23,6 +24,7 @@ NODES_MIN: Final = 2
 """So many machines are left standing; a new one comes for each that falls."""
 
 NEW_NODE_S: Final = 3.0
+MAKE_UP_S: Final = 0.5
 SLOW_S: Final = 0.01
 """What each callback of a slow process may take."""
 
@@ -61,6 +63,12 @@ class Weather:
         self.world.log.faults, self.world.net.faults = self.plan.log, self.plan.wire
         for fault in self.plan.faults:
             self.world.loop.call_later(fault.at_s, self._strike, fault)
+
+    async def make_up(self, least: int) -> None:
+        """Where the plan's faults have met too little, more follow: kills, which always find somebody in the end."""
+        while self.count < least:
+            self._strike(Fault(self.world.loop.time(), "kill an instance", self.random.random(), 0.0))
+            await asyncio.sleep(MAKE_UP_S)
 
     def end(self) -> None:
         """Everything heals; what was stopped goes on."""

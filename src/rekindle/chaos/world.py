@@ -147,6 +147,7 @@ class World:
         self.note("=", f"begin: {self.plan}")
         asking = [self._start_client(number) for number in range(1, CLIENTS + 1)]
         await asyncio.sleep(FAULTS_S)
+        await self.weather.make_up(FAULTS_MIN)
         self.note("=", "quiet")
         self.weather.end()
         self.ensure_controller()

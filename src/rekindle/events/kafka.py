@@ -179,20 +179,30 @@ class KafkaLog:
         topic = self._topics.get(partition.topic) or await self._topic(partition.topic)
         check_append(topic, partition, records)
         batch = _filled(producer.create_batch(), partition, records)
+        delivery: Any = None
         sent = time.monotonic()
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_S):
                 delivery = await producer.send_batch(batch, partition.topic, partition=partition.index)
-                return (await delivery).offset  # type: ignore[no-any-return]
+                delivery.add_done_callback(_hear)
+                return (await asyncio.shield(delivery)).offset  # type: ignore[no-any-return]
         except _FAILURES as error:
+            if delivery is None:
+                raise await self._not_sent(partition, error) from error
             raise self._append_failure(partition, error, time.monotonic() - sent) from error
+
+    async def _not_sent(self, partition: Partition, error: Exception) -> LogError:
+        """The library had nobody to send it to. It says the same of a topic that is gone and of brokers that are away."""
+        if isinstance(error, _REFUSALS):
+            return AppendRefused(f"an append to {partition} was refused: {error!r}")
+        self._topics.pop(partition.topic, None)
+        await self._topic(partition.topic)
+        return LogUnavailable(f"nobody takes an append to {partition}: {error!r}")
 
     def _append_failure(self, partition: Partition, error: Exception, took_s: float) -> LogError:
         if getattr(error, "invalid_metadata", False):
             # It may have been deleted. If the library does not know, the next append will look.
             self._topics.pop(partition.topic, None)
-        if isinstance(error, errors.UnknownTopicOrPartitionError):
-            return missing(partition.topic)
         # A refusal of a later attempt says nothing about the first, which may have been appended all the same.
         if isinstance(error, _REFUSALS) and took_s < RETRY_PAUSE_S:
             return AppendRefused(f"an append to {partition} was refused: {error!r}")
@@ -236,6 +246,12 @@ def _filled(batch: Any, partition: Partition, records: Sequence[Keyed]) -> Any:
         if put(timestamp=now_ms, key=key, value=value) is None:
             raise AppendRefused(f"{len(records)} records for {partition} do not fit into one batch with their headers")
     return batch
+
+
+def _hear(delivery: Any) -> None:
+    """Of an append that was given up nobody asks any more how it ended: asyncio would complain of that."""
+    if not delivery.cancelled():
+        delivery.exception()
 
 
 async def _stop(stop: Callable[[], Awaitable[None]]) -> None:

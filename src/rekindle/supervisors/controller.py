@@ -256,7 +256,7 @@ class Controller:
                 continue
             self._note_suspicion(ward, now)
             del self.wards[ward.incarnation]
-            blamed, replaying = ward.blamed(), ward.replaying()
+            blamed, replaying = ward.blamed(), self._blamed_replays(ward)
             self.host.say(
                 f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}"
             )
@@ -269,6 +269,11 @@ class Controller:
             for session, number, text in dict.fromkeys(blamed):
                 if (session, number) in self.decisions.control.poison() and (session, number) not in known:
                     self.host.say(f"poison: {text} is not run again, {DEATHS_MAX} instances died of it")
+
+    def _blamed_replays(self, ward: Ward) -> list[int]:
+        """A suspect shard says so before it replays: without that word, something else has killed the instance."""
+        owned = self.decisions.control.services.get(ward.running.service, [])
+        return [shard for shard in ward.replaying() if ward.announced(shard) or not owned[shard].deaths]
 
     def _moved_on_suspicion(self, ward: Ward, now: float) -> bool:
         service = ward.running.service

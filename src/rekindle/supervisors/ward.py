@@ -176,6 +176,10 @@ class Ward:
         session, number, text, _ = self.executing
         return [(session, number, text)]
 
+    def announced(self, shard: int) -> bool:
+        """Whether it has begun a replay of this shard that it announced, and not ended it."""
+        return (b"", shard) in self.began
+
     def replaying(self) -> list[int]:
         """The shards whose replay may have killed it: exactly the announced one, else all that were not served yet."""
         announced = [number for session, number in self.began if not session]
