@@ -90,6 +90,12 @@ class Library(RuleBasedStateMachine):
         self.entities.executed(key, active, value, self.versions[key])
         self.words.setdefault(key, []).extend(word for text in texts for word in text)
 
+    @rule(key=keys, count=st.integers(SINCE_MIN, 3 * SINCE_MIN))
+    def execute_often(self, key: str, count: int) -> None:
+        """Enough commands that the state is encoded in between."""
+        for _ in range(count):
+            self.execute(key, [["a"]])
+
     @rule(key=keys, text=texts)
     def fail(self, key: str, text: list[str]) -> None:
         """A command that emits and raises."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from rekindle import BadRequest, CommandFailed, Entity, Event, OutcomeUnknown, Rejected, command, query
+from rekindle.actors.entities import SINCE_MIN
 from rekindle.events import Deleted
 from tests.support.inprocess import Clock, GatedLog, hosted_of, in_loop, key_in, running
 from tests.support.loops import eventually
@@ -330,6 +331,11 @@ class Phone(Entity):
     def forget(self) -> None:
         self.delete()
 
+    @command
+    async def forget_after(self, number: str) -> None:
+        await _line.connect(number)
+        self.delete()
+
     @query
     def called(self) -> list[str]:
         return self.calls
@@ -431,6 +437,25 @@ async def test_an_async_handler_starts_when_what_was_before_it_is_in_the_log(
         await line.wait_for("2")
         line.end("2")
         await calls[1]
+
+
+@in_loop
+async def test_what_waits_behind_a_deletion_finds_the_entity_as_new(line: Line) -> None:
+    """Also when it has to be put together again, from what there was of it before: nothing."""
+    async with running(PHONE, log := GatedLog()) as stage:
+        phone = stage.client.get(Phone, KEY)
+        for number in range(SINCE_MIN + 1):
+            await phone.note(str(number))
+        forgotten = phone.forget_after("1")
+        await line.wait_for("1")
+        failing, note = phone.give_up("RuntimeError"), phone.note("2")
+        line.end("1")
+        await forgotten
+        with pytest.raises(CommandFailed):
+            await failing
+        assert await note == ["2"]
+    async with running(PHONE, log) as stage:
+        assert await stage.client.get(Phone, KEY).called() == ["2"]
 
 
 @in_loop

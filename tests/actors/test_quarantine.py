@@ -107,9 +107,9 @@ ILL, WELL, ELSEWHERE = key_in(0, prefix="ill"), key_in(0, prefix="well"), key_in
 
 async def assert_only_the_ill_one_is_refused(stage: Stage, reason: str) -> None:
     ill, well, elsewhere = (stage.client.get(Patient, key) for key in (ILL, WELL, ELSEWHERE))
-    for call in (ill.eaten(), ill.feed("soup"), ill.read()):
+    for call in (ill.eaten, ill.feed, ill.read):
         with pytest.raises(EntityQuarantined, match=f"quarantined: Patient '{ILL}': {reason}"):
-            await call
+            await call()
     assert "bread" in await well.feed("bread")
     assert "bread" in await elsewhere.feed("bread")
     assert stage.heard(f"app.patient/0: quarantined Patient '{ILL}': ")

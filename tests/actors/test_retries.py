@@ -110,6 +110,7 @@ async def test_a_straggler_from_below_the_mark_is_ignored() -> None:
         assert await caller.ask(1, 2, KEY, "add", 5, low=2) == 5
         await caller.send(2, 1, KEY, "add", 70, low=1)
         assert await caller.ask(3, 3, KEY, "add", 5, low=2) == 10
+        assert await stage.client.get(Tally, KEY).read() == 10
         assert 2 not in caller.answers
 
 

@@ -26,20 +26,6 @@ FIRST: Final = int(os.environ.get("REKINDLE_SEED", randbelow(10**9)))
 SHOWN_MAX: Final = 3
 SEEDS_OF_A_MUTANT: Final = 60
 
-OPEN: Final = {
-    "KeyError('ledger')": "a fenced controller goes on with the empty state of a shard that it has stopped",
-    "LogTruncated: the log of simulated.ledger/": "retention: a replay that meets deleted records takes them for lost",
-}
-"""What the simulation has found and is not mended yet; a fault that holds such words is counted, not shown. Keep it empty."""
-
-
-def faults_of(report: Report) -> list[str]:
-    """What is wrong with a run and not known yet."""
-    faults = [fault for fault in report.faults if not any(words in fault for words in OPEN)]
-    if not report.counts:
-        faults.append(f"too little has happened: {report.acknowledged} commands, {report.struck} faults")
-    return faults
-
 
 def test_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
@@ -47,7 +33,7 @@ def test_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     figures, failed = Figures(), list[Report]()
     for report in explore(range(FIRST, FIRST + SEEDS)):
         figures.add(report)
-        if faults_of(report):
+        if report.faults or not report.counts:
             failed.append(report)
     with capsys.disabled():
         print(f"  {figures}")
@@ -55,7 +41,8 @@ def test_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _described(report: Report) -> str:
-    return "\n    ".join([f"seed {report.seed}; to replay it: {replay_line(report.seed)}", *faults_of(report)])
+    faults = report.faults or (f"too little has happened: {report.acknowledged} commands, {report.struck} faults",)
+    return "\n    ".join([f"seed {report.seed}; to replay it: {replay_line(report.seed)}", *faults])
 
 
 # --- the same seed, the same run -----------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ its shards down for good. Method: all brokers are frozen before the log's produc
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -20,7 +19,7 @@ from tests.support.listeners import listener_at
 
 
 @contextmanager
-def frozen(kafka: KafkaCluster) -> Iterator[None]:
+def frozen(kafka: KafkaCluster) -> Generator[None]:
     """No broker does anything within the block."""
     brokers = [listener_at(address) for address in kafka.bootstrap.split(",")]
     for broker in brokers:
