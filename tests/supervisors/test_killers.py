@@ -40,6 +40,12 @@ CROWD: Final = keys_of_every_shard(SHARDS, prefix="crowd")
 """One key of each shard, in the order of the shards."""
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has other things to do may keep a pulse waiting; here nobody is to be taken for dead for that."""
+    monkeypatch.setattr("rekindle.supervisors.ward.SUSPECT_S", UP_MAX_S)
+
+
 @dataclass
 class Show:
     """The application, its crowd, and what its controller said."""
@@ -123,6 +129,7 @@ async def showing(folder: Path, crowd: Sequence[str] = CROWD) -> AsyncGenerator[
 async def test_a_handler_kills_two_instances_at_most_and_is_named(
     killer: str, max_staleness: float | None, tmp_path: Path
 ) -> None:
+    """Who leaves at once leaves no word of who it was; at its second time it was announced."""
     async with showing(tmp_path) as show:
         bomb = show.client.get(Bomb, KEYS[0], timeout=CALL_MAX_S, max_staleness=max_staleness)
         assert await bomb.tick() == 1
@@ -131,8 +138,8 @@ async def test_a_handler_kills_two_instances_at_most_and_is_named(
             await getattr(bomb, killer)()
         assert await bomb.tick() == 2
         await show.wait_whole()
-        assert len(show.dead()) <= DEATHS_MAX
-        assert culprit in show.dead()[-1]
+        named = [culprit in line for line in show.dead()]
+        assert named == ([True, True] if "leave" not in killer else [False, True])
         assert show.lines.count(f"poison: {culprit} is not run again, 2 instances died of it") == 1
 
 

@@ -43,6 +43,7 @@ class Process:
     """One simulated operating-system process: it can be stopped, slowed, and killed.
 
     pace_s: what each of its callbacks takes; 0 for one that runs freely, infinite for one that is stopped.
+    free: alive, and it runs freely.
     """
 
     def __init__(self, loop: SimLoop, name: str, host: str) -> None:
@@ -50,6 +51,7 @@ class Process:
         self.name = name
         self.host = host
         self.alive = True
+        self.free = True
         self.pace_s = 0.0
         self.at_death: list[Callable[[], None]] = []
         self._held: deque[_Handle] = deque()
@@ -70,7 +72,8 @@ class Process:
     def set_pace(self, pace_s: float) -> None:
         """Let it run freely (0), slowly, or not at all (infinite)."""
         self.pace_s = pace_s
-        if pace_s == 0:
+        self.free = self.alive and pace_s == 0
+        if self.free:
             self.loop.ready(self.release())
         else:
             self._drain_later()
@@ -84,21 +87,18 @@ class Process:
     def kill(self) -> None:
         """It is gone, at once and for good; whoever waits for it is told by `at_death`."""
         if self.alive:
-            self.alive = False
+            self.alive = self.free = False
             self.loop.bury(self.release())
             for tell in self.at_death:
                 Context().run(tell)  # the world's, even if it has killed itself
 
-    def take(self, handle: _Handle) -> bool:
-        """Whether the callback may run now; else it is kept, or buried."""
-        if not self.alive:
-            self.loop.bury((handle,))
-        elif self.pace_s or self._held:
+    def hold(self, handle: _Handle) -> None:
+        """Keep a callback that may not run now, or bury it."""
+        if self.alive:
             self._held.append(handle)
             self._drain_later()
         else:
-            return True
-        return False
+            self.loop.bury((handle,))
 
     def _drain_later(self) -> None:
         if not self._draining and self._held and 0 < self.pace_s < inf:
@@ -120,11 +120,11 @@ def current_process() -> Process | None:
 class _Handle(asyncio.TimerHandle):
     """A callback, and whose it is. asyncio's own constructor is left out: it keeps what only debugging needs."""
 
-    __slots__ = ("args", "callback", "context", "process")
+    __slots__ = ("args", "callback", "context", "dropped", "process")
 
     def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
         self._when = when
-        self._cancelled = False
+        self.dropped = False
         self.callback = callback
         self.args = args
         self.context = context
@@ -132,7 +132,11 @@ class _Handle(asyncio.TimerHandle):
 
     def cancel(self) -> None:
         """See `asyncio`. It is passed over when its time comes."""
-        self._cancelled = True
+        self.dropped = True
+
+    def cancelled(self) -> bool:
+        """See `asyncio`."""
+        return self.dropped
 
     def __repr__(self) -> str:
         return f"{self.callback} of {self.process.name if self.process else 'the world'}"
@@ -171,25 +175,29 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         try:
             task = self.create_task(_awaited(future))
-            while not task.done():
-                self._step()
+            self._run_until(task)
             return task.result()
         finally:
             asyncio._set_running_loop(None)
 
-    def _step(self) -> None:
-        while not self._ready:
-            self._advance()
-        self._at_once += 1
-        if self._at_once > STEPS_AT_ONCE_MAX:
-            raise Deadlock(f"{STEPS_AT_ONCE_MAX} callbacks at {self._now} s, and time does not move: {self._waiting()}")
-        handle = self._ready.popleft()
-        if handle.process is None or handle.process.take(handle):
-            self.run(handle)
+    def _run_until(self, task: asyncio.Task[Any]) -> None:
+        ready = self._ready
+        while not task.done():
+            while not ready:
+                self._advance()
+            self._at_once += 1
+            if self._at_once > STEPS_AT_ONCE_MAX:
+                raise Deadlock(f"{STEPS_AT_ONCE_MAX} callbacks at {self._now} s, time does not move: {self._waiting()}")
+            handle = ready.popleft()
+            process = handle.process
+            if process is None or process.free:
+                self.run(handle)
+            else:
+                process.hold(handle)
 
     def run(self, handle: _Handle) -> None:
         """Call back; what it raises is noted."""
-        if handle.cancelled():
+        if handle.dropped:
             return
         try:
             handle.context.run(handle.callback, *handle.args)
@@ -201,7 +209,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if not self._timers:
             raise Deadlock(f"at {self._now} s nothing is ready and no timer is set: {self._waiting()}")
         when, _, handle = heappop(self._timers)
-        if not handle.cancelled():
+        if not handle.dropped:
             if when > self._now:
                 self._now, self._at_once = when, 0
             self._ready.append(handle)
