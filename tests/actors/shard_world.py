@@ -104,7 +104,7 @@ class Caller:
         match unpack(payload):
             case [outcomes.OK, value]:
                 world.answer(op, Reply(Kind.OK, value))
-            case [outcomes.REJECTED, "Even", {"value": value}]:
+            case [outcomes.REJECTED, _, {"value": value}]:
                 world.answer(op, Reply(Kind.REFUSED, value))
             case [outcomes.FAILED, text]:
                 world.answer(op, Reply(Kind.REFUSED, int(text.removeprefix("ArithmeticError: "))))

@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, cast
 import pytest
 from pydantic import BaseModel, Field
 
-from rekindle import Entity, Event, command, query
-from rekindle.actors import Client, EntityDefinitionError, Proxy, WebsocketWire
+from rekindle import Entity, Event, Rejected, command, query
+from rekindle.actors import Client, EntityDefinitionError, Proxy, WebsocketWire, outcomes
 from rekindle.actors.entity import OF_ENTITY, OF_PROXY, EntityType, WrongArguments
-from rekindle.events import SchemaError, Undecodable
+from rekindle.events import SchemaError, Undecodable, unpack
 from tests.support.inprocess import Clock, hosted_of
 
 
@@ -345,3 +345,42 @@ def test_fingerprints_are_equal_only_where_a_snapshot_fits() -> None:
 def test_a_default_and_a_handler_may_change_without_another_fingerprint() -> None:
     """A snapshot holds every field, so the default does not matter to it."""
     assert _thing(Shape(default=0)).fingerprint == _thing(Shape(default=7)).fingerprint
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+class Full(Rejected):
+    most: int
+
+
+class Elsewhere:
+    class Full(Rejected):
+        """A namesake, as another module of the same process may have one."""
+
+        weight: float
+
+
+def refusal_of(error: Rejected, name: str | None = None) -> Rejected:
+    """What the caller gets of it. name: what a process calls it that has another name for its module."""
+    kind = Robot.describe()
+    code, stored, fields = unpack(outcomes.rejected(error))
+    with pytest.raises(Rejected) as caught:
+        outcomes.result_of([code, name or stored, fields], kind, kind.handlers["move"])
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [Full(most=3), Elsewhere.Full(weight=0.5)])
+def test_a_refusal_is_not_mistaken_for_its_namesake(error: Rejected) -> None:
+    found = refusal_of(error)
+    assert (type(found), vars(found)) == (type(error), vars(error))
+
+
+def test_a_refusal_is_known_where_its_module_has_another_name() -> None:
+    assert type(refusal_of(Full(most=3), "__main__:Full")) is Full
+
+
+def test_a_refusal_that_nobody_knows_still_says_what_it_is() -> None:
+    found = refusal_of(Full(most=3), "gone:Forgotten")
+    assert type(found) is Rejected
+    assert vars(found) == {"rejection": "gone:Forgotten", "most": 3}

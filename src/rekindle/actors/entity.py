@@ -203,7 +203,7 @@ class EntityType:
         self.handlers = {name: _handler(cls, member) for name, member in members}
         self.state = _typed_dict(cls, Entity)
         self.defaults = {name: getattr(cls, name) for name in _fields(cls, Entity)}
-        self.rejections = {c.__name__: c for c in _subclasses(Rejected)}
+        self.rejections = {name_of(c): c for c in _subclasses(Rejected)}
         self._plain_defaults = all(type(v) in _IMMUTABLE for v in self.defaults.values())
         self._fields_count = len(self.defaults)
 
@@ -240,6 +240,11 @@ class EntityType:
             raise TypeError(
                 f"{self.name}: {wrong} set or deleted, but the state is what has a type and a default in the class"
             )
+
+    def rejection(self, name: str) -> type[Rejected] | None:
+        """The class of this name; the one beside the entity if this process knows that module by another name
+        (`python shop.py` calls it `__main__`)."""
+        return self.rejections.get(name) or self.rejections.get(f"{self.cls.__module__}:{name.partition(':')[2]}")
 
     @property
     def fingerprint(self) -> list[Any]:
@@ -334,6 +339,11 @@ def _handler(cls: type[Entity], handler: Handler[Any, Any, Any]) -> HandlerType:
 def _checker(function: Any) -> Callable[[ArgsKwargs], Any]:
     """Pydantic's check of a function's arguments (its own types know classes only)."""
     return TypeAdapter(function).validator.validate_python
+
+
+def name_of(cls: type[Rejected]) -> str:
+    """What a refusal is called on the wire and in the log: two entities may both have an `OutOfStock`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _subclasses(cls: type[Rejected]) -> list[type[Rejected]]:

@@ -1,6 +1,6 @@
 """How a call ended, as it travels: one packed list, its first item a code.
 
-[OK, value]   [REJECTED, class, fields]   [FAILED, text]            outcomes of commands: they are in the log
+[OK, value]   [REJECTED, module:class, fields]   [FAILED, text]     outcomes of commands: they are in the log
 [OK, value, age in ms]                                              a local query
 [REFUSED, error class, text]                                        certainly not run; the same every time
 [MOVED, address | None, assignment]   [BUSY, waiting, limit]        not run here and now: the client tries again
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rekindle.actors.entity import EntityType, HandlerType, Rejected
+from rekindle.actors.entity import EntityType, HandlerType, Rejected, name_of
 from rekindle.actors.errors import (
     BadRequest,
     CallError,
@@ -37,7 +37,7 @@ _TEXT_MAX: Final = 2_000
 
 def rejected(error: Rejected) -> bytes:
     """The outcome of a command that was refused by its handler."""
-    return pack([REJECTED, type(error).__name__, vars(error)])
+    return pack([REJECTED, name_of(type(error)), vars(error)])
 
 
 def failed(error: BaseException) -> bytes:
@@ -92,5 +92,5 @@ def result_of(outcome: list[Any], entity: EntityType, handler: HandlerType) -> A
 
 
 def _rejection(entity: EntityType, name: str, fields: dict[str, Any]) -> Rejected:
-    cls = entity.rejections.get(name)
+    cls = entity.rejection(name)
     return Rejected(**{"rejection": name, **fields}) if cls is None else cls(**fields)

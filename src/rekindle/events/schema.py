@@ -44,7 +44,7 @@ class Event(BaseModel):
     the log calls it, so that a class can be renamed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
     event_name: ClassVar[str] = "Event"
     event_version: ClassVar[int] = 1
