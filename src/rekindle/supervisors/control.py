@@ -2,100 +2,68 @@
 
 The control log is one shard under the rules of `rekindle.events.rules`, like any other. A candidate claims it with
 the number in force + 1; whoever holds the claim leads, and the claim's offset is the control term.
+
+Everything that must survive a controller is here: who runs, who owns what, incidents, plans and where they stand,
+restarts that were counted, what operators said. What can be seen again (who is connected, what is served) is not.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
-from pydantic import BaseModel
+from typing import Any, Final
 
 from rekindle.actors import Entity, Hosted, Rejected, command
-from rekindle.events import Event
+from rekindle.supervisors.decided import (
+    Assigned,
+    Cordoned,
+    Counted,
+    Decided,
+    Declared,
+    Followed,
+    Forced,
+    Gone,
+    Leads,
+    Noticed,
+    Observed,
+    Owned,
+    Performed,
+    Position,
+    Proposed,
+    Refused,
+    Running,
+    Said,
+    Saying,
+    Scaled,
+    Started,
+    Stepped,
+    Stood,
+    Suspect,
+)
+from rekindle.supervisors.incidents import Evidence, Ground, Incident, Signal, begin, recent
+from rekindle.supervisors.plans import (
+    Change,
+    Cordon,
+    Follow,
+    Own,
+    Place,
+    Plan,
+    Refuse,
+    Standing,
+    State,
+    Step,
+    changed,
+    standing_of,
+)
 
 CONTROL: Final = "control"
 KEY: Final = "control"
 DEATHS_MAX: Final = 2
 """A command, or a shard's replay, that was running at the death of this many instances is refused as poison."""
 
-
-class Position(BaseModel):
-    """Of a shard: the offset of the claim in force, the next offset, the last sequence."""
-
-    term: int
-    offset: int
-    sequence: int
-
-
-class Running(BaseModel):
-    """An instance that was started and has not been seen dead."""
-
-    service: str
-    node: str
-    address: str
-    beacon: str
-
-
-class Owned(BaseModel):
-    """A shard's latest assignment: its number, and to whom (None: to nobody now)."""
-
-    number: int = 0
-    incarnation: str | None = None
-    deaths: int = 0
-    refused: str | None = None
-    position: Position | None = None
-
-
-class Suspect(BaseModel):
-    """A command that was running when instances died."""
-
-    text: str
-    deaths: int
-
-
-class Declared(Event):
-    """A service with its shards, which never change."""
-
-    service: str
-    shards: int
-
-
-class Started(Event):
-    """An instance listens."""
-
-    incarnation: str
-    running: Running
-
-
-class Gone(Event):
-    """An instance is dead, or not to be used any more. died_in: what it was running, as far as is known."""
-
-    incarnation: str
-    reason: str
-    replaying: list[int] = []
-    commands: list[tuple[bytes, int, str]] = []
-
-
-class Assigned(Event):
-    """Shards go to instances: [shard, number, incarnation]."""
-
-    service: str
-    moves: list[tuple[int, int, str | None]]
-
-
-class Observed(Event):
-    """How far shards were verified; a later owner that finds less stops: [shard, position]."""
-
-    service: str
-    positions: list[tuple[int, Position]]
-
-
-class Refused(Event):
-    """A shard must not be served until an operator says so (`reason`), or may be again (None)."""
-
-    service: str
-    shard: int
-    reason: str | None
+PLANS_KEPT: Final = 100
+INCIDENTS_KEPT: Final = 200
+SAYINGS_KEPT: Final = 200
+"""Plans that are over, incidents that are closed, and words of operators, of which the newest are kept in the state (the
+log has all of them)."""
 
 
 class ShardsAreFixed(Rejected):
@@ -106,28 +74,68 @@ class ShardsAreFixed(Rejected):
     found: int
 
 
+class NoSuchPlan(Rejected):
+    """No plan of this number is active. active: those that are."""
+
+    plan: int
+    active: list[int]
+
+
+class Unknown(Rejected):
+    """There is nothing of this name. known: what there is."""
+
+    what: str
+    name: str
+    known: list[str]
+
+
+class NotNow(Rejected):
+    """The verb does not fit what it is said to."""
+
+    verb: str
+    target: str
+    why: str
+
+
 class Control(Entity):
-    """The one entity of the control log."""
+    """The one entity of the control log.
+
+    disturbed: by service, how often something has happened to it that a plan made before did not know of.
+    """
 
     services: dict[str, list[Owned]] = {}
     instances: dict[str, Running] = {}
     suspects: dict[str, Suspect] = {}
     spawned: int = 0
+    leader: str = ""
+    leader_at: str = ""
+    wanted: dict[str, int] = {}
+    cordoned: dict[str, str] = {}
+    incidents: dict[int, Incident] = {}
+    plans: dict[int, Plan] = {}
+    disturbed: dict[str, int] = {}
+    restarts: dict[str, list[int]] = {}
+    held: dict[str, int] = {}
+    flaps: dict[str, list[int]] = {}
+    sayings: list[Saying] = []
+    numbered: int = 0
 
-    def apply(self, event: Declared | Started | Gone | Assigned | Observed | Refused) -> None:
+    # --- what happened ---------------------------------------------------------------------------------------------
+
+    def apply(self, event: Decided) -> None:
         """Take what was decided."""
         match event:
             case Declared(service=service, shards=shards):
                 self.services[service] = [Owned() for _ in range(shards)]
-            case Started(incarnation=incarnation, running=running):
-                self.instances[incarnation] = running
-                self.spawned += 1
-            case Gone():
-                self._apply_gone(event)
             case Assigned(service=service, moves=moves):
                 for shard, number, owner in moves:
                     owned = self.services[service][shard]
                     owned.number, owned.incarnation = number, owner
+                    if owner in owned.standbys:
+                        owned.standbys = [name for name in owned.standbys if name != owner]
+            case Followed(service=service, moves=moves):
+                for shard, names in moves:
+                    self.services[service][shard].standbys = [n for n in names if n in self.instances]
             case Observed(service=service, positions=positions):
                 for shard, position in positions:
                     self.services[service][shard].position = position
@@ -135,6 +143,29 @@ class Control(Entity):
             case Refused(service=service, shard=shard):
                 self.services[service][shard].refused = event.reason
                 self.services[service][shard].deaths = 0
+            case Started() | Gone() | Scaled() | Cordoned() | Leads():
+                self._apply_to_cluster(event)
+            case _:
+                self._apply_to_story(event)
+
+    def _apply_to_cluster(self, event: Started | Gone | Scaled | Cordoned | Leads) -> None:
+        match event:
+            case Leads(name=name, address=address):
+                self.leader, self.leader_at = name, address
+            case Started(incarnation=incarnation, running=running):
+                self.instances[incarnation] = running
+                self.spawned += 1
+                if event.plan in self.plans:
+                    self._edit(event.plan, event.step, result=incarnation)
+            case Gone():
+                self._apply_gone(event)
+            case Scaled(service=service, instances=instances):
+                self.wanted[service] = instances
+                self._disturb(service)
+            case Cordoned(node=node, reason=reason):
+                self.cordoned = {name: why for name, why in self.cordoned.items() if name != node}
+                if reason is not None:
+                    self.cordoned[node] = reason
 
     def _apply_gone(self, gone: Gone) -> None:
         running = self.instances.pop(gone.incarnation, None)
@@ -142,9 +173,78 @@ class Control(Entity):
             name = f"{session.hex()}/{number}"
             known = self.suspects.get(name)
             self.suspects[name] = Suspect(text=text, deaths=1 if known is None else known.deaths + 1)
-        if running is not None:
-            for shard in gone.replaying:
-                self.services[running.service][shard].deaths += 1
+        if running is None:
+            return
+        if not gone.planned:
+            self._disturb(running.service)
+            self.flaps[running.node] = [*recent(self.flaps.get(running.node, ()), gone.at_ms), gone.at_ms]
+            self.flaps = {node: kept for node, times in self.flaps.items() if (kept := recent(times, gone.at_ms))}
+        for shard, owned in enumerate(self.services[running.service]):
+            if gone.incarnation in owned.standbys:
+                owned.standbys = [name for name in owned.standbys if name != gone.incarnation]
+            if shard in gone.replaying:
+                owned.deaths += 1
+
+    def _disturb(self, service: str) -> None:
+        self.disturbed[service] = self.disturbed.get(service, 0) + 1
+
+    def _apply_to_story(self, event: Any) -> None:
+        match event:
+            case Noticed(incident=incident):
+                self._notice(incident)
+            case Proposed(plan=plan):
+                self.plans[plan.id] = plan
+                self.numbered = max(self.numbered, plan.id)
+                over = [number for number, known in self.plans.items() if not known.is_active]
+                for number in over[:-PLANS_KEPT]:
+                    del self.plans[number]
+            case Stepped(plan=number, changes=changes, at_ms=at_ms):
+                for change in changes:
+                    step = changed(self.plans[number].step(change[0]), Change(*change), at_ms)
+                    self._put(number, change[0], step)
+            case Stood(plan=number, standing=standing, why=why, at_ms=at_ms):
+                ended = None if standing in (Standing.RUNNING, Standing.PAUSED) else at_ms
+                plan = self.plans[number]
+                self.plans[number] = plan.model_copy(update={"standing": standing, "why": why, "ended_ms": ended})
+            case Performed(plan=number, step=step, result=result):
+                self._edit(number, step, result=result)
+            case Forced(plan=number, step=step):
+                self._edit(number, step, forced=True)
+            case Counted(restarts=restarts, held=held):
+                self.restarts.update(restarts)
+                self.held.update(held)
+            case Said(saying=saying):
+                self.sayings = [*self.sayings, saying][-SAYINGS_KEPT:]
+
+    def _notice(self, incident: Incident) -> None:
+        known = self.incidents.get(incident.id)
+        if incident.is_open and (known is None or (known.kind, known.services) != (incident.kind, incident.services)):
+            for service in incident.services:
+                self._disturb(service)
+        self.incidents[incident.id] = incident
+        self.numbered = max(self.numbered, incident.id)
+        closed = [number for number, other in self.incidents.items() if not other.is_open]
+        for number in closed[:-INCIDENTS_KEPT]:
+            del self.incidents[number]
+
+    def _edit(self, number: int, step: int, **fields: Any) -> None:
+        self._put(number, step, self.plans[number].step(step).model_copy(update=fields))
+
+    def _put(self, number: int, at: int, step: Step) -> None:
+        plan, phases = self.plans[number], []
+        for phase in plan.phases:
+            if 0 < at <= len(phase.steps):
+                phase = phase.model_copy(update={"steps": [*phase.steps[: at - 1], step, *phase.steps[at:]]})
+            at -= len(phase.steps)
+            phases.append(phase)
+        self.plans[number] = plan.model_copy(update={"phases": phases})
+
+    # --- what is decided: the cluster --------------------------------------------------------------------------------
+
+    @command
+    def lead(self, name: str, address: str) -> None:
+        """Another controller leads from here on."""
+        self.emit(Leads(name=name, address=address, at_ms=self.now_ms))
 
     @command
     def declare(self, service: str, shards: int) -> None:
@@ -156,19 +256,30 @@ class Control(Entity):
             raise ShardsAreFixed(service=service, declared=shards, found=len(known))
 
     @command
-    def started(self, incarnation: str, running: Running) -> None:
+    def started(self, incarnation: str, running: Running, plan: int = 0, step: int = 0) -> None:
         """An instance listens."""
-        self.emit(Started(incarnation=incarnation, running=running))
+        self.emit(Started(incarnation=incarnation, running=running, plan=plan, step=step))
 
     @command
     def gone(self, incarnation: str, reason: str, replaying: list[int], commands: list[tuple[bytes, int, str]]) -> None:
         """An instance is dead, or given up."""
         if incarnation in self.instances:
-            self.emit(Gone(incarnation=incarnation, reason=reason, replaying=replaying, commands=commands))
+            self.emit(
+                Gone(incarnation=incarnation, reason=reason, replaying=replaying, commands=commands, at_ms=self.now_ms)
+            )
+
+    @command
+    def stopped(self, incarnation: str, reason: str) -> None:
+        """An instance was stopped as planned: nobody is disturbed."""
+        if incarnation in self.instances:
+            self.emit(Gone(incarnation=incarnation, reason=reason, planned=True, at_ms=self.now_ms))
 
     @command
     def assign(self, service: str, moves: list[tuple[int, str | None]], above: int = 0) -> list[tuple[int, int]]:
         """Give shards to instances; each gets a number higher than all it had, and higher than `above`."""
+        return self._assign(service, moves, above)
+
+    def _assign(self, service: str, moves: list[tuple[int, str | None]], above: int = 0) -> list[tuple[int, int]]:
         numbered = [
             (shard, max(self.services[service][shard].number, above) + 1, incarnation) for shard, incarnation in moves
         ]
@@ -183,8 +294,194 @@ class Control(Entity):
     @command
     def refuse(self, service: str, shard: int, reason: str | None) -> None:
         """Keep a shard down, or (None) let it come up again."""
+        self._refuse(service, shard, reason)
+
+    def _refuse(self, service: str, shard: int, reason: str | None) -> None:
         if self.services[service][shard].refused != reason:
             self.emit(Refused(service=service, shard=shard, reason=reason))
+
+    # --- what is decided: incidents and plans ------------------------------------------------------------------------
+
+    @command
+    def notice(self, incident: Incident) -> int:
+        """An incident has begun (its number is 0 as yet), has grown, or has ended."""
+        number = incident.id or self.numbered + 1
+        self.emit(Noticed(incident=incident.model_copy(update={"id": number})))
+        return number
+
+    @command
+    def propose(self, plan: Plan) -> int:
+        """A plan begins; active plans for the same services are superseded by it."""
+        number = self.numbered + 1
+        for other in self.active_plans():
+            if not set(other.services).isdisjoint(plan.services):
+                self._stand(other.id, Standing.SUPERSEDED, f"by plan {number}")
+        self.emit(Proposed(plan=plan.model_copy(update={"id": number, "made_ms": self.now_ms})))
+        return number
+
+    @command
+    def advance(self, plan: int, changes: list[Change], places: dict[int, list[tuple[int, str | None]]]) -> None:
+        """Steps change their states; what those that begin want of the cluster is decided with it, in one record.
+
+        places: of `Place` steps, by number, where the shards are to go. Nothing happens if the plan is not running any more.
+        """
+        known = self.plans.get(plan)
+        if known is None or known.standing is not Standing.RUNNING:
+            return
+        self.emit(Stepped(plan=plan, changes=[tuple(change) for change in changes], at_ms=self.now_ms))
+        for change in changes:
+            if change.state is State.RUNNING:
+                self._carry_out(self.plans[plan].step(change.step), places.get(change.step, []))
+        standing = standing_of(self.plans[plan])
+        if standing is not self.plans[plan].standing:
+            self._stand(plan, standing, next((c.why for c in changes if c.state is State.FAILED), ""))
+
+    def _carry_out(self, step: Step, places: list[tuple[int, str | None]]) -> None:
+        """What is only to be decided; starting, stopping and performing are left to whoever acts."""
+        match step.action:
+            case Own(service=service, moves=moves):
+                self._move(service, moves)
+            case Place(service=service):
+                self._move(service, places)
+            case Follow(service=service, moves=moves):
+                self.emit(Followed(service=service, moves=moves))
+            case Refuse(service=service, shard=shard, reason=reason):
+                self._refuse(service, shard, reason)
+            case Cordon(node=node, reason=reason):
+                self.emit(Cordoned(node=node, reason=reason))
+            case _:
+                pass
+
+    def _move(self, service: str, moves: list[tuple[int, str | None]]) -> None:
+        """Shards that are there already stay: acting again must not take them from who has them."""
+        owned = self.services[service]
+        needed = [
+            (shard, to)
+            for shard, to in moves
+            if owned[shard].incarnation != to and (to is None or to in self.instances)
+        ]
+        if needed:
+            self._assign(service, needed)
+
+    @command
+    def perform(self, plan: int, step: int, result: Any) -> None:
+        """A step's operation was carried out."""
+        if plan in self.plans:
+            self.emit(Performed(plan=plan, step=step, result=result))
+
+    @command
+    def end_plan(self, plan: int, standing: Standing, why: str) -> None:
+        """A plan is over for a reason that is not in its steps."""
+        if plan in self.plans and self.plans[plan].is_active:
+            self._stand(plan, standing, why)
+
+    def _stand(self, plan: int, standing: Standing, why: str) -> None:
+        self.emit(Stood(plan=plan, standing=standing, why=why, at_ms=self.now_ms))
+
+    @command
+    def count_restarts(self, restarts: dict[str, list[int]], held: dict[str, int]) -> None:
+        """Supervisors have restarted children; services whose instances are not to be started before a time."""
+        self.emit(Counted(restarts=restarts, held=held))
+
+    # --- what operators say --------------------------------------------------------------------------------------------
+
+    @command
+    def scale(self, who: str, reason: str, service: str, instances: int) -> None:
+        """A service gets more or fewer instances."""
+        if service not in self.services:
+            raise Unknown(what="service", name=service, known=sorted(self.services))
+        self._say(who, "scale", f"{service} to {instances}", reason)
+        self.emit(Scaled(service=service, instances=instances))
+
+    @command
+    def drain(self, who: str, reason: str, node: str, zone: str) -> int:
+        """A node is to be emptied: an incident that somebody asked for."""
+        self._say(who, "drain", node, reason)
+        text = f"{who}: {reason}"
+        asked = Evidence(at_ms=self.now_ms, signal=Signal.ASKED, text=text, node=node, zone=zone)
+        incident = begin(self.numbered + 1, asked, Ground(zones={}, alive=[]))
+        services = sorted({running.service for running in self.instances.values() if running.node == node})
+        self.emit(Noticed(incident=incident.model_copy(update={"services": services})))
+        return incident.id
+
+    @command
+    def uncordon(self, who: str, reason: str, node: str) -> None:
+        """A node may be given something again."""
+        if node not in self.cordoned:
+            raise Unknown(what="cordoned node", name=node, known=sorted(self.cordoned))
+        self._say(who, "uncordon", node, reason)
+        self.emit(Cordoned(node=node, reason=None))
+
+    @command
+    def allow(self, who: str, reason: str, service: str, shard: int) -> None:
+        """A shard that was kept down may be served again."""
+        if service not in self.services or not 0 <= shard < len(self.services[service]):
+            raise Unknown(what="shard", name=f"{service}/{shard}", known=sorted(self.services))
+        self._say(who, "allow", f"{service}/{shard}", reason)
+        self._refuse(service, shard, None)
+
+    @command
+    def pause(self, who: str, reason: str, plan: int) -> None:
+        """No further step of a plan begins."""
+        self._say_to_plan(who, "pause", plan, reason)
+        self._stand(plan, Standing.PAUSED, f"{who}: {reason}")
+
+    @command
+    def resume(self, who: str, reason: str, plan: int) -> None:
+        """A paused plan goes on."""
+        if self._say_to_plan(who, "resume", plan, reason).standing is not Standing.PAUSED:
+            raise NotNow(verb="resume", target=f"plan {plan}", why="it is not paused")
+        self._stand(plan, Standing.RUNNING, "")
+
+    @command
+    def retry(self, who: str, reason: str, plan: int, step: int) -> None:
+        """A step is tried again, with all its attempts."""
+        self._say_to_step(who, "retry", plan, step, reason)
+        self.emit(Stepped(plan=plan, changes=[(step, State.PENDING, 0, f"{who}: {reason}")], at_ms=self.now_ms))
+
+    @command
+    def skip(self, who: str, reason: str, plan: int, step: int) -> None:
+        """A step is left out."""
+        self._say_to_step(who, "skip", plan, step, reason)
+        attempt = self.plans[plan].step(step).attempt
+        self.emit(Stepped(plan=plan, changes=[(step, State.SKIPPED, attempt, f"{who}: {reason}")], at_ms=self.now_ms))
+        if (standing := standing_of(self.plans[plan])) is Standing.DONE:
+            self._stand(plan, standing, "")
+
+    @command
+    def force(self, who: str, reason: str, plan: int, step: int) -> None:
+        """A step begins although its guards do not hold."""
+        if self._say_to_step(who, "force", plan, step, reason).state not in (State.PENDING, State.BLOCKED):
+            raise NotNow(verb="force", target=f"step {step}", why="it is not waiting")
+        self.emit(Forced(plan=plan, step=step))
+
+    def _say(self, who: str, verb: str, target: str, reason: str) -> None:
+        if not (who and reason):
+            raise NotNow(verb=verb, target=target, why="a name and a reason are needed")
+        self.emit(Said(saying=Saying(at_ms=self.now_ms, who=who, verb=verb, target=target, reason=reason)))
+
+    def _say_to_plan(self, who: str, verb: str, plan: int, reason: str) -> Plan:
+        known = self.plans.get(plan)
+        if known is None or not known.is_active:
+            raise NoSuchPlan(plan=plan, active=[active.id for active in self.active_plans()])
+        self._say(who, verb, f"plan {plan}", reason)
+        return known
+
+    def _say_to_step(self, who: str, verb: str, plan: int, step: int, reason: str) -> Step:
+        found = self._say_to_plan(who, verb, plan, f"step {step}: {reason}").step(step)
+        if found.state in (State.DONE, State.SKIPPED):
+            raise NotNow(verb=verb, target=f"step {step}", why=f"it is {found.state}")
+        return found
+
+    # --- looking -------------------------------------------------------------------------------------------------------
+
+    def active_plans(self) -> list[Plan]:
+        """Plans that go on, or are paused, the oldest first."""
+        return [plan for _, plan in sorted(self.plans.items()) if plan.is_active]
+
+    def open_incidents(self) -> list[Incident]:
+        """Incidents that go on, the oldest first."""
+        return [incident for _, incident in sorted(self.incidents.items()) if incident.is_open]
 
     def poison(self) -> list[tuple[bytes, int]]:
         """Commands that must not be run again."""

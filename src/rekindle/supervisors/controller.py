@@ -1,83 +1,98 @@
-"""The controller: sees instances die, hands their shards to the survivors, starts replacements afterwards.
+"""The controller: turns evidence into incidents, incidents into plans, plans into what is true; and survives none of it.
 
-It is level-triggered: evidence only sets a flag, and one loop compares what is with what should be, decides, writes
-the decision into the control log, and acts once it is there. Whoever holds the claim on that log leads; all orders
-carry its term. Instances outlive the controller and serve on while it is away.
+It is level-triggered: evidence only sets a flag, and one round after the other compares what is with what should be.
 
-    look -> bury the dead -> give orphaned shards away -> when all are served: replace, then balance
+    look -> bury the dead -> incidents grow -> policies plan -> plans advance -> written down -> acted on
 
-The full supervision tree (strategies, incidents, plans) stands on the same three seams: what is (`Ward`), what is
-decided (`Decisions`), who does it (`Cluster`).
+A round computes all its decisions first, ahead of the log as every shard does, then waits until they are in the control
+log, then acts. Whoever holds the claim on that log leads; all orders carry its term. Instances outlive the controller
+and serve on while it is away; the next one reads the plans in progress and looks before it acts.
+
+The decisions themselves are pure functions: `incidents`, `policies`, `parts`, `plans`, `placement`, `restarts`. What is
+here is their order, and the edge: `Ward` (what is seen), `Decisions` (what is decided), `Cluster` and `Orders` (what is done).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import cache
 from typing import Any, Final
 
-from rekindle.actors import Floor, Host, Route, Table
-from rekindle.actors.frames import ASSIGN, RELEASE, TABLE, frame
+from rekindle.actors import Floor, Host
 from rekindle.events import RekindleError
+from rekindle.supervisors.acting import Acting
 from rekindle.supervisors.cluster import Cluster, Node
-from rekindle.supervisors.control import DEATHS_MAX, Owned, Position, Running
+from rekindle.supervisors.control import DEATHS_MAX
+from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
-from rekindle.supervisors.placement import balance, place
-from rekindle.supervisors.tree import Service
+from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
+from rekindle.supervisors.orders import Orders
+from rekindle.supervisors.planning import Planning
+from rekindle.supervisors.plans import Place, Plan, Standing, State, Stop, advance
+from rekindle.supervisors.restarts import on_exit
+from rekindle.supervisors.tree import Supervisor
+from rekindle.supervisors.view import Sight, ground_of, world_of
 from rekindle.supervisors.ward import SUSPECT_S, Ward
+from rekindle.supervisors.world import World
 
 TICK_S: Final = 0.05
+ROUND_S: Final = 0.25
+"""While a plan or an incident goes on there is a round at least this often: deadlines pass without a word."""
+
 SUSPICION_ONCE_IN_S: Final = 10.0
 """A shard moves on suspicion at most once in this time; then it needs proof (a closed connection, the cluster's word)."""
 
 OBSERVE_S: Final = 5.0
 NODES_S: Final = 1.0
 ADOPT_MAX_S: Final = 2.0
-SPAWNS_AT_ONCE: Final = 4
 STARTS_MAX_S: Final = 10.0
 """How long a stop waits for instances that are being started. One that takes longer ends by itself (`UNWANTED_MAX_S`)."""
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
-DIED_HERE_S: Final = 15.0
-"""A cluster may need this long to notice that a node is gone."""
-
-BALANCE_MOVES: Final = 4
-"""Healthy shards moved in one round of balancing; the next round waits until all are served again."""
+FREEZE_MS: Final = 30_000
+"""After a mass failure, what can wait does so for this long after the last death. Shorter than what orchestrators use (120 s):
+here nothing is copied when a shard moves, and a wrong move loses nothing."""
 
 FINAL_ERRORS: Final = frozenset({"LogTruncated", "LogDamaged", "NewerRecord", "TopicMissing", "TopicContractBroken"})
 """Ends of ownership that another instance would meet again: the shard stays down until an operator looks."""
+
+_OWN_FAULT: Final = frozenset({Kind.INSTANCE_CRASH, Kind.INSTANCE_HANG})
+"""Deaths that count against restart intensity: not those of a machine that took everything on it along."""
 
 
 class Controller:
     """Runs the services of one application."""
 
-    def __init__(self, app: str, services: Sequence[Service], cluster: Cluster, host: Host, name: str) -> None:
+    def __init__(self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, address: str = "") -> None:
         self.app = app
-        self.services = {service.name: service for service in services}
+        self.root = root
+        self.services = {service.name: service for service in root.services()}
         self.cluster = cluster
         self.host = host
         self.name = name
+        self.address = address
         self.decisions = Decisions(app, name, host)
+        self.orders = Orders(list(self.services.values()))
+        self.planning = Planning(host)
+        self.acting = Acting(self)
         self.wards: dict[str, Ward] = {}
-        self.table = Table()
         self.nodes: list[Node] = []
-        self.spawning: dict[str, int] = dict.fromkeys(self.services, 0)
         self.up = asyncio.Event()
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._stopping = False
         self._suspected_at: dict[tuple[str, int], float] = {}
-        self._hold_until: dict[Any, float] = {}
-        self._pauses: dict[Any, tuple[float, float]] = {}
+        self._hold_until: dict[tuple[str, int], float] = {}
+        self._pauses: dict[tuple[str, int], tuple[float, float]] = {}
         self._degraded: dict[str, tuple[float, str]] = {}
         self._observed: dict[tuple[str, int], Floor] = {}
         self._above: dict[tuple[str, int], int] = {}
         self._floors: dict[tuple[str, int], Floor] = {}
-        self._died_on: dict[str, float] = {}
+        self._died_on: dict[str, int] = {}
         self._served: set[str] = set()
-        self._names = 0
+        self._published = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._starts: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -104,16 +119,17 @@ class Controller:
 
     async def _work(self) -> None:
         await self._begin()
-        self._spawn(self._ticks())
+        self.spawn(self._ticks())
         while not self._stopping:
-            await self._reconcile()
-            await self._changed.wait()
-            self._changed.clear()
+            await self._round()
+            await self.changed.wait()
+            self.changed.clear()
         await self._kill_all()
 
     async def _begin(self) -> None:
         """Declare what is to run, adopt what runs already."""
         self.host.say(f"controller {self.name} leads {self.app!r} with term {self.decisions.term}")
+        await self.decisions.decide("lead", self.name, self.address)
         for service in self.services.values():
             await self.decisions.decide("declare", service.name, service.shards)
             for shard, owned in enumerate(self._owned(service.name)):
@@ -121,27 +137,30 @@ class Controller:
                     await self.decisions.decide("refuse", service.name, shard, None)
         self.nodes = await self.cluster.nodes()
         for incarnation, running in tuple(self.decisions.control.instances.items()):
-            self._watch(incarnation, running)
+            self.watch(incarnation, running)
         await asyncio.gather(*(ward.wait_ready(ADOPT_MAX_S) for ward in self.wards.values()))
         for ward in self.wards.values():
             if not ward.ready:
-                ward.die("not there when the controller began", proven=True)
-        self._publish()
+                ward.die("not there when the controller began", proven=True, signal=Signal.CLOSED)
+        self._published = False
 
     def stop(self) -> None:
         """Stop the application: `run` kills its instances, gives up the lead and returns."""
         self._stopping = True
-        self._changed.set()
+        self.changed.set()
 
     async def _kill_all(self) -> None:
-        if self._starts:  # whoever is being started now would be left behind
-            await asyncio.wait(self._starts, timeout=STARTS_MAX_S)
+        await self.acting.wait_started(STARTS_MAX_S)  # whoever is being started now would be left behind
         await self._observe()
         await asyncio.gather(*(self.cluster.kill(incarnation) for incarnation in self.wards))
         for incarnation in tuple(self.wards):
-            await self.decisions.decide("gone", incarnation, "the application was stopped", [], [])
+            self.decisions.put("gone", incarnation, "the application was stopped", [], [])
+        for plan in self.decisions.control.active_plans():
+            self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "the application was stopped")
+        await self.decisions.settle()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something beside the rounds, for as long as this controller leads."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
@@ -152,21 +171,22 @@ class Controller:
         if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), NotLeading):
             self.host.say(f"bug: a task of the controller died: {task.exception()!r}")
 
-    def _watch(self, incarnation: str, running: Running) -> Ward:
-        ward = self.wards[incarnation] = Ward(incarnation, running, self.host.wire, self.host.token, self._changed.set)
-        self._spawn(ward.run())
-        self._spawn(self._watch_cluster(ward))
+    def watch(self, incarnation: str, running: Running) -> Ward:
+        """Have an eye on an instance."""
+        ward = self.wards[incarnation] = Ward(incarnation, running, self.host.wire, self.host.token, self.changed.set)
+        self.spawn(ward.run())
+        self.spawn(self._watch_cluster(ward))
         return ward
 
     async def _watch_cluster(self, ward: Ward) -> None:
-        ward.die(await self.cluster.watch(ward.incarnation), proven=True)
+        ward.die(await self.cluster.watch(ward.incarnation), proven=True, signal=Signal.SAID_DEAD)
 
     # --- looking -----------------------------------------------------------------------------------------------
 
     async def _ticks(self) -> None:
         """Time passes: missed pulses, nodes that are gone, positions to be written down."""
         loop = asyncio.get_running_loop()
-        last = nodes_at = observed_at = loop.time()
+        last = nodes_at = observed_at = round_at = loop.time()
         while True:
             await asyncio.sleep(TICK_S)
             now = loop.time()
@@ -177,19 +197,31 @@ class Controller:
             self._look(now)
             if now - nodes_at > NODES_S:
                 nodes_at = now
-                self._spawn(self._look_at_nodes())
+                self.spawn(self._look_at_nodes())
             if now - observed_at > OBSERVE_S:
                 observed_at = now
-                self._spawn(self._observe())
+                self.spawn(self._observe())
+            if now - round_at > ROUND_S:
+                round_at = now
+                if self._goes_on():
+                    self.changed.set()
+
+    def _goes_on(self) -> bool:
+        control = self.decisions.control
+        return bool(control.active_plans() or control.open_incidents() or not self.up.is_set())
 
     def _look(self, now: float) -> None:
         for ward in self.wards.values():
             service = self.services.get(ward.running.service)
             if service is not None:
                 ward.look(now, service.hang_s)
+        for name in self.services:
+            peers = [ward for ward in self.wards.values() if ward.running.service == name and ward.alive]
+            for ward in peers:
+                ward.compare([other.lag_ms for other in peers if other is not ward])
         if any(until <= now for until in self._hold_until.values()):
             self._hold_until = {what: until for what, until in self._hold_until.items() if until > now}
-            self._changed.set()
+            self.changed.set()
 
     async def _look_at_nodes(self) -> None:
         try:
@@ -200,59 +232,72 @@ class Controller:
         names = {node.name for node in self.nodes}
         for ward in self.wards.values():
             if ward.running.node not in names:
-                ward.die(f"node {ward.running.node} is gone", proven=True)
+                ward.die(f"node {ward.running.node} is gone", proven=True, signal=Signal.NODE_GONE)
 
     async def _observe(self) -> None:
         """Write down how far shards are, for the floor of owners after a stop of everything."""
         for name in self.services:
             positions: list[tuple[int, Position]] = []
-            for shard, owned in enumerate(self._owned(name)):
-                floor = self._position(name, shard, owned)
-                if floor is not None and self._observed.get((name, shard)) != floor:
+            for shard, floor in self._known_positions(name).items():
+                if self._observed.get((name, shard)) != floor:
                     self._observed[name, shard] = floor
                     positions.append((shard, Position(term=floor.term, offset=floor.offset, sequence=floor.sequence)))
             if positions:
                 await self.decisions.decide("observe", name, positions)
 
-    def _position(self, service: str, shard: int, owned: Owned) -> Floor | None:
-        """The highest position that is known of a shard."""
-        known = [
-            ward.positions[shard]
-            for ward in self.wards.values()
-            if ward.running.service == service and shard in ward.positions
-        ]
-        if (service, shard) in self._floors:
-            known.append(self._floors[service, shard])
-        if owned.position is not None:
-            known.append(Floor(owned.position.term, owned.position.offset, owned.position.sequence))
-        return max(known, key=lambda floor: floor.sequence, default=None)
+    def _known_positions(self, service: str) -> dict[int, Floor]:
+        """The highest position that is known of each shard."""
+        known: dict[int, Floor] = {}
+        for shard, owned in enumerate(self._owned(service)):
+            if owned.position is not None:
+                known[shard] = Floor(owned.position.term, owned.position.offset, owned.position.sequence)
+        heard = [ward.positions.items() for ward in self.wards.values() if ward.running.service == service]
+        buried = [((shard, floor) for (name, shard), floor in self._floors.items() if name == service)]
+        for shard, floor in (entry for entries in (*heard, *buried) for entry in entries):
+            if shard not in known or floor.sequence > known[shard].sequence:
+                known[shard] = floor
+        return known
 
-    # --- deciding ----------------------------------------------------------------------------------------------
+    # --- a round -----------------------------------------------------------------------------------------------
 
     def _owned(self, service: str) -> list[Owned]:
         return self.decisions.control.services[service]
 
-    def _alive(self, service: str) -> list[str]:
-        return sorted(
-            ward.incarnation for ward in self.wards.values() if ward.alive and ward.running.service == service
+    async def _round(self) -> None:
+        """Everything that can be decided now; then, once it is in the log, everything that follows from it."""
+        self._bury()
+        self._hear_lost()
+        self._notice_slow()
+        world = self.world()
+        self._conclude(world)
+        await self._plan(world)
+        self._advance()
+        await self.decisions.settle()
+        self._act()
+
+    def world(self) -> World:
+        """What is known now."""
+        control, now_ms = self.decisions.control, self.host.now_ms()
+        return world_of(control, self._sight(), now_ms, frozen=self._is_frozen(now_ms), chance=self._chance())
+
+    def _sight(self) -> Sight:
+        return Sight(
+            self.root, self.wards, self.nodes, self._died_on, tuple(self._hold_until), dict(self.acting.starting)
         )
 
-    async def _reconcile(self) -> None:
-        """One round: everything that can be decided now."""
-        await self._bury()
-        for service in self.services.values():
-            await self._hear_lost(service)
-            await self._give_away(service)
-            if self._is_served(service):
-                await self._balance(service)
-            self._replace(service)
+    def _chance(self) -> float:
+        return int.from_bytes(self.host.randomness(2), "big") / 0x10000
 
-    async def _bury(self) -> None:
-        """Write down who is dead, then kill it: a dead one that still runs is fenced, not feared."""
+    def _is_frozen(self, now_ms: int) -> bool:
+        mass = [i for i in self.decisions.control.incidents.values() if i.kind is Kind.MASS_FAILURE]
+        return any(now_ms - incident.changed_ms < FREEZE_MS for incident in mass)
+
+    def _bury(self) -> None:
+        """Write down who is dead, then have it killed: a dead one that still runs is fenced, not feared."""
         now = asyncio.get_running_loop().time()
         for ward in [ward for ward in self.wards.values() if ward.dead is not None]:
             if not ward.proven and self._moved_on_suspicion(ward, now):
-                self._spawn(self.cluster.kill(ward.incarnation))
+                self.acting.kill(ward.incarnation)
                 continue
             self._note_suspicion(ward, now)
             del self.wards[ward.incarnation]
@@ -261,14 +306,28 @@ class Controller:
                 f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}"
             )
             self._degraded.setdefault(ward.running.service, (now, ward.incarnation))
-            self._died_on[ward.running.node] = now
+            self._died_on[ward.running.node] = self.host.now_ms()
             self._floors.update(((ward.running.service, shard), floor) for shard, floor in ward.positions.items())
+            self._published = False
+            if self._is_being_stopped(ward.incarnation):
+                self.decisions.put("stopped", ward.incarnation, ward.dead or "")
+                continue
             known = self.decisions.control.poison()
-            await self.decisions.decide("gone", ward.incarnation, ward.dead, replaying, blamed)
-            self._spawn(self.cluster.kill(ward.incarnation))
+            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed)
+            self._notice_death(ward)
+            self.acting.kill(ward.incarnation)
             for session, number, text in dict.fromkeys(blamed):
                 if (session, number) in self.decisions.control.poison() and (session, number) not in known:
                     self.host.say(f"poison: {text} is not run again, {DEATHS_MAX} instances died of it")
+            self._notice_poison(ward.running.service)
+
+    def _is_being_stopped(self, incarnation: str) -> bool:
+        """Whether a plan is ending it, perhaps one of a controller that has died over it."""
+        return any(
+            isinstance(step.action, Stop) and step.action.incarnation == incarnation and step.state is State.RUNNING
+            for plan in self.decisions.control.active_plans()
+            for _, _, step in plan.steps()
+        )
 
     def _blamed_replays(self, ward: Ward) -> list[int]:
         """A suspect shard says so before it replays: without that word, something else has killed the instance."""
@@ -284,25 +343,84 @@ class Controller:
         if not ward.proven:
             self._suspected_at.update(((ward.running.service, shard), now) for shard in ward.sent)
 
-    async def _hear_lost(self, service: Service) -> None:
+    # --- incidents ---------------------------------------------------------------------------------------------
+
+    def _notice(self, evidence: Evidence) -> int:
+        """Evidence makes an incident, or makes one grow; its number."""
+        control = self.decisions.control
+        ground = ground_of(control, self._sight())
+        home = home_of(evidence, control.open_incidents(), ground)
+        incident = begin(0, evidence, ground) if home is None else grown(home, evidence, ground)
+        self.decisions.put("notice", incident)
+        return home.id if home is not None else control.numbered
+
+    def _evidence(self, ward: Ward, signal: Signal, text: str) -> Evidence:
+        running = ward.running
+        zone = next((node.zone for node in self.nodes if node.name == running.node), "")
+        return Evidence(
+            at_ms=self.host.now_ms(),
+            signal=signal,
+            text=text,
+            service=running.service,
+            incarnation=ward.incarnation,
+            node=running.node,
+            zone=zone,
+        )
+
+    def _notice_death(self, ward: Ward) -> None:
+        number = self._notice(self._evidence(ward, ward.signal, ward.dead or ""))
+        if self.decisions.control.incidents[number].kind in _OWN_FAULT:
+            self._count_exit(ward.running.service)
+
+    def _count_exit(self, service: str) -> None:
+        """OTP's restart intensity: how soon may the service's instances be started again?"""
+        control = self.decisions.control
+        now_ms = self.host.now_ms()
+        verdict = on_exit(self.root, control.restarts, service, abnormal=True, now_ms=now_ms, chance=self._chance())
+        held = dict.fromkeys(verdict.start, now_ms + round(verdict.delay_s * 1000)) if verdict.delay_s else {}
+        for name in verdict.gave_up:
+            self.host.say(f"supervisor {name} gives up: {service} ends too often; what is above it decides")
+        self.decisions.put("count_restarts", verdict.history, held)
+
+    def _notice_poison(self, service: str) -> None:
+        for shard, owned in enumerate(self._owned(service)) if service in self.services else ():
+            if owned.deaths >= DEATHS_MAX and owned.refused is None:
+                reason = f"poison: its replay was running at the death of {owned.deaths} instances"
+                self.host.say(f"{service}/{shard} is kept down: {reason}")
+                self._notice(
+                    Evidence(at_ms=self.host.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard)
+                )
+
+    def _notice_slow(self) -> None:
+        """An instance whose loop lags far behind its peers': gray, not dead."""
+        for name in self.services:
+            for ward in [ward for ward in self.wards.values() if ward.running.service == name and ward.is_gray]:
+                self._notice(self._evidence(ward, Signal.SLOW, f"its loop lags by {ward.lag_ms} ms"))
+                ward.is_gray = False
+
+    def _hear_lost(self) -> None:
         """Instances that gave up a shard by themselves."""
-        for ward in [w for w in self.wards.values() if w.running.service == service.name and w.lost]:
+        for ward in [w for w in self.wards.values() if w.lost and w.running.service in self.services]:
             lost, ward.lost = ward.lost, []
             for shard, number, reason, error, seen in lost:
-                owned = self._owned(service.name)[shard]
+                owned = self._owned(ward.running.service)[shard]
                 if owned.number == number and owned.incarnation == ward.incarnation:
-                    await self._on_lost(service, shard, reason, error, seen)
+                    self._on_lost(ward, shard, reason, error, seen)
 
-    async def _on_lost(self, service: Service, shard: int, reason: str, error: str | None, seen: int) -> None:
-        self.host.say(f"{service.name}/{shard} was given up: {reason}")
-        self._above[service.name, shard] = seen  # a higher assignment than our own was met: go on above it
+    def _on_lost(self, ward: Ward, shard: int, reason: str, error: str | None, seen: int) -> None:
+        service = ward.running.service
+        self.host.say(f"{service}/{shard} was given up: {reason}")
         if error in FINAL_ERRORS:
-            await self.decisions.decide("refuse", service.name, shard, reason)
+            self.decisions.put("refuse", service, shard, reason)
         else:
-            self._back_off((service.name, shard))
-        await self._assign(service, [(shard, None)])
+            self._back_off((service, shard))
+            if error == "LogUnavailable":
+                self._notice(self._evidence(ward, Signal.LOG_AWAY, reason))
+        # A higher assignment than our own may have been met: go on above it.
+        self.decisions.put("assign", service, [(shard, None)], seen)
+        self._published = False
 
-    def _back_off(self, what: Any) -> None:
+    def _back_off(self, what: tuple[str, int]) -> None:
         """Hold it, each time for longer; what went well for a while begins from the start again."""
         now = asyncio.get_running_loop().time()
         pause, until = self._pauses.get(what, (0.0, 0.0))
@@ -311,171 +429,90 @@ class Controller:
         self._pauses[what] = (pause, now + pause)
         self._hold_until[what] = now + pause
 
-    async def _give_away(self, service: Service) -> None:
-        """Orphaned shards go to the survivors at once."""
-        alive = self._alive(service.name)
-        if not alive or (self.spawning[service.name] and not self._has_served(service)):
-            return
-        owned = self._owned(service.name)
-        held = {
-            shard for shard, o in enumerate(owned) if o.refused is not None or (service.name, shard) in self._hold_until
-        }
-        for shard, o in enumerate(owned):
-            if o.deaths >= DEATHS_MAX and o.refused is None:
-                reason = f"poison: its replay was running at the death of {o.deaths} instances"
-                self.host.say(f"{service.name}/{shard} is kept down: {reason}")
-                await self.decisions.decide("refuse", service.name, shard, reason)
-                self._publish()
-                held.add(shard)
-        placed = place([o.incarnation for o in owned], alive)
-        moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and shard not in held]
-        if moves:
-            await self._assign(service, moves)
-        else:
-            self._send_missing(service)
+    def _conclude(self, world: World) -> None:
+        """Incidents of which nothing is left to be done are closed."""
+        control = self.decisions.control
+        busy = {name for plan in control.active_plans() for name in plan.services}
+        for incident in control.open_incidents():
+            outcome = self.planning.outcome_of(incident, world) if busy.isdisjoint(incident.services) else None
+            if outcome is not None:
+                closed = incident.model_copy(update={"closed_ms": world.now_ms, "outcome": outcome})
+                self.decisions.put("notice", closed)
 
-    def _has_served(self, service: Service) -> bool:
-        return any(o.incarnation in self.wards for o in self._owned(service.name))
+    # --- plans -------------------------------------------------------------------------------------------------
 
-    async def _assign(self, service: Service, moves: list[tuple[int, str | None]]) -> None:
-        above = max((self._above.pop((service.name, shard), 0) for shard, _ in moves), default=0)
-        await self.decisions.decide("assign", service.name, moves, above)
-        self._publish()
-        self._send_missing(service)
+    async def _plan(self, world: World) -> None:
+        """Plan for what has no plan, or none that knows of everything that has happened since."""
+        control = self.decisions.control
+        stale = [plan for plan in control.active_plans() if _is_stale(plan, world)]
+        for plan in stale:
+            self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "something else happened")
+        for plan in await self.planning.plans(control, world, self._notice):
+            self.decisions.put("propose", plan)
 
-    async def _balance(self, service: Service) -> None:
-        owned = self._owned(service.name)
-        placed = balance([o.incarnation for o in owned], self._alive(service.name), BALANCE_MOVES)
-        moves = [
-            (shard, to)
-            for shard, to in enumerate(placed)
-            if to != owned[shard].incarnation and owned[shard].refused is None
-        ]
-        if moves:
-            await self._assign(service, moves)
+    def _advance(self) -> None:
+        for plan in self.decisions.control.active_plans():
+            world = self.world()
+            changes = advance(plan, world, self.acting.failures(plan.id))
+            if not changes:
+                continue
+            starting = [c.step for c in changes if c.state is State.RUNNING]
+            places = {
+                number: self.planning.placed(world, step.action.service)
+                for number, _, step in plan.steps()
+                if number in starting and isinstance(step.action, Place)
+            }
+            self.decisions.put("advance", plan.id, changes, places)
+            self._published = False
+            if self.decisions.control.plans[plan.id].standing is Standing.FAILED:
+                self._on_failed(plan.id)
+
+    def _on_failed(self, number: int) -> None:
+        """A plan that failed counts as an exit of what it was for: the next one waits, longer each time."""
+        plan = self.decisions.control.plans[number]
+        self.host.say(f"plan {number} ({plan.cause}) failed: {plan.why}")
+        for service in plan.services:
+            self._count_exit(service)
 
     # --- acting ------------------------------------------------------------------------------------------------
 
-    def _send_missing(self, service: Service) -> None:
-        """Send every instance the assignments it has not been sent yet."""
-        orders: dict[str, list[Any]] = {}
-        releases: dict[str, list[Any]] = {}
-        poison = self.decisions.control.poison()
-        for shard, owned in enumerate(self._owned(service.name)):
-            for ward in self.wards.values():
-                if ward.running.service == service.name and ward.alive:
-                    self._order(ward, service.name, shard, owned, poison, orders, releases)
-        for kind, lists in ((ASSIGN, orders), (RELEASE, releases)):
-            for incarnation, entries in lists.items():
-                self.wards[incarnation].send(frame(kind, self.decisions.term, entries))
+    def _act(self) -> None:
+        """Everything decided is in the log now."""
+        control = self.decisions.control
+        if not self._published:
+            self._published = True
+            self.orders.publish(control, self.wards, self.decisions.term)
+        self.orders.send(control, self.wards, self.decisions.term, cache(self._known_positions))
+        for plan in control.active_plans():
+            self.acting.carry_out(plan)
+        for service in self.services:
+            self._see_served(service)
 
-    def _order(
-        self,
-        ward: Ward,
-        service: str,
-        shard: int,
-        owned: Owned,
-        poison: list[Any],
-        orders: dict[str, list[Any]],
-        releases: dict[str, list[Any]],
-    ) -> None:
-        sent = ward.sent.get(shard)
-        if owned.incarnation == ward.incarnation:
-            if sent != owned.number:
-                ward.sent[shard] = owned.number
-                floor = self._position(service, shard, owned) or Floor()
-                orders.setdefault(ward.incarnation, []).append([shard, owned.number, floor, owned.deaths > 0, poison])
-        elif sent is not None:
-            del ward.sent[shard]
-            ward.serving.pop(shard, None)
-            releases.setdefault(ward.incarnation, []).append([shard, sent])
-
-    def _publish(self) -> None:
-        """Tell everybody who owns what."""
-        services = {
-            name: [
-                Route(self.wards[o.incarnation].running.address, o.number) if o.incarnation in self.wards else None
-                for o in self._owned(name)
-            ]
-            for name in self.services
-        }
-        refused = {
-            name: {shard: o.refused for shard, o in enumerate(self._owned(name)) if o.refused is not None}
-            for name in self.services
-        }
-        self.table = Table((self.decisions.term, self.table.version[1] + 1), services, refused)
-        for ward in self.wards.values():
-            ward.send(frame(TABLE, *self.table.dump()))
-
-    def _is_served(self, service: Service) -> bool:
-        """Whether every shard that may be served is; says so when it comes true again."""
-        for shard, owned in enumerate(self._owned(service.name)):
+    def _see_served(self, service: str) -> None:
+        """Say when every shard that may be served is, after it was not."""
+        for shard, owned in enumerate(self._owned(service)):
             ward = self.wards.get(owned.incarnation or "")
             if owned.refused is None and (ward is None or ward.serving.get(shard) != owned.number):
-                self._served.discard(service.name)
-                return False
-        self._served.add(service.name)
-        since = self._degraded.pop(service.name, None)
+                self._served.discard(service)
+                return
+        self._served.add(service)
+        since = self._degraded.pop(service, None)
         if since is not None:
             took = round((asyncio.get_running_loop().time() - since[0]) * 1000)
-            self.host.say(
-                f"{service.name}: all {service.shards} shards are served again, {took} ms after {since[1]} was seen dead"
-            )
+            shards = len(self._owned(service))
+            self.host.say(f"{service}: all {shards} shards are served again, {took} ms after {since[1]} was seen dead")
         if len(self._served) == len(self.services):
             self.up.set()
-        return True
-
-    def _replace(self, service: Service) -> None:
-        """Start what is missing, once all shards are served (or nobody is left to serve them)."""
-        alive = len(self._alive(service.name))
-        missing = service.instances - alive - self.spawning[service.name]
-        connecting = sum(
-            1 for w in self.wards.values() if w.running.service == service.name and not w.ready and w.dead is None
-        )
-        if alive and not self.spawning[service.name] and not self._is_served(service):
-            return
-        for _ in range(min(missing - connecting, SPAWNS_AT_ONCE - self.spawning[service.name])):
-            if ("spawn", service.name) not in self._hold_until and self.nodes:
-                self.spawning[service.name] += 1
-                start = self._spawn(self._start(service, self._node_for(service)))
-                self._starts.add(start)
-                start.add_done_callback(self._starts.discard)
-
-    def _node_for(self, service: Service) -> Node:
-        """The node with the fewest instances of the service, then of all; one on which an instance has just died is the last choice."""
-        now = asyncio.get_running_loop().time()
-        died = {name for name, at in self._died_on.items() if now - at < DIED_HERE_S}
-        starting = self.spawning[service.name] - 1
-        counts = {node.name: (0, 0) for node in self.nodes}
-        for ward in self.wards.values():
-            if ward.running.node in counts:
-                own, total = counts[ward.running.node]
-                counts[ward.running.node] = (own + (ward.running.service == service.name), total + 1)
-        ranked = sorted(self.nodes, key=lambda node: (node.name in died, counts[node.name], node.name))
-        sound = [node for node in ranked if node.name not in died] or ranked
-        return sound[starting % len(sound)]
-
-    async def _start(self, service: Service, node: Node) -> None:
-        self._names += 1
-        incarnation = f"{service.name}-{self.decisions.term}.{self._names}-{self.host.random_hex(4)}"
-        try:
-            spawned = await self.cluster.spawn(service.name, incarnation, node)
-            running = Running(service=service.name, node=spawned.node, address=spawned.address, beacon=spawned.beacon)
-            await self.decisions.decide("started", incarnation, running)
-            self.host.say(f"{incarnation} was started at {spawned.address}")
-            ward = self._watch(incarnation, running)
-            await ward.wait_ready(ADOPT_MAX_S)
-            self._pauses.pop(("spawn", service.name), None)
-            ward.send(frame(TABLE, *self.table.dump()))
-        except RekindleError as error:
-            self.host.say(f"no instance of {service.name} on {node.name}: {error}")
-            self._back_off(("spawn", service.name))
-        finally:
-            self.spawning[service.name] -= 1
-            self._changed.set()
 
 
-def _named(blamed: list[tuple[bytes, int, str]], replaying: list[int]) -> str:
+def _is_stale(plan: Plan, world: World) -> bool:
+    """Whether something has happened to its services that it was not made for. A paused one is an operator's."""
+    return plan.standing is Standing.RUNNING and any(
+        world.services[name].disturbed != seen for name, seen in plan.basis.items() if name in world.services
+    )
+
+
+def _named(blamed: Sequence[tuple[bytes, int, str]], replaying: Sequence[int]) -> str:
     """What may have killed an instance, for the line that reports its death."""
     texts = [*dict.fromkeys(text for _, _, text in blamed), *(f"the replay of shard {shard}" for shard in replaying)]
     return f"; while it ran {', '.join(texts)}" if texts else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from rekindle.actors import Assignment, Host, Owner, Phase, Replica, Surroundings
@@ -26,6 +27,7 @@ class Decisions:
         self.executing: Request | None = None
         self._owner: Owner | None = None
         self._count = 0
+        self._put: list[asyncio.Future[Any]] = []
         self._session = b""
         self._futures: dict[int, asyncio.Future[Any]] = {}
 
@@ -72,19 +74,42 @@ class Decisions:
 
     async def decide(self, command: str, *args: Any) -> Any:
         """Run a command of `Control`; back when it is in the log. Raises `NotLeading`, `CallError`."""
+        return await self._result(command, self._submit(command, args))
+
+    def put(self, command: str, *args: Any) -> None:
+        """Run a command of `Control` now, ahead of the log; nothing may be done about it before `settle` has returned."""
+        self._put.append(asyncio.ensure_future(self._result(command, self._submit(command, args))))
+
+    async def settle(self) -> None:
+        """Wait until everything that was put is in the log. Raises `NotLeading`, `CallError`."""
+        put, self._put = self._put, []
+        for outcome in await asyncio.gather(*put, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def operate(self, session: bytes, number: int, low: int, command: str, args: list[Any]) -> Any:
+        """Run an operator's command under its own number: asked again, it is answered again. Raises as `decide`."""
+        return await self._result(command, self._submit(command, args, session, number, low))
+
+    def _submit(
+        self, command: str, args: Sequence[Any], session: bytes = b"", number: int = 0, low: int = 0
+    ) -> asyncio.Future[Any]:
         assert self._owner is not None, "a decision before leading"
-        handler = self.hosted.kind.handlers[command]
         self._count += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._futures[self._count] = future
-        low = min(self._futures)
-        self._owner.submit(
-            Request(self, self._count, self._session, self._count, low, KEY, handler, list(args), {}, False, None)
-        )
+        if not session:
+            session, number, low = self._session, self._count, min(self._futures)
+        handler = self.hosted.kind.handlers[command]
+        self._owner.submit(Request(self, self._count, session, number, low, KEY, handler, list(args), {}, False, None))
+        return future
+
+    async def _result(self, command: str, future: asyncio.Future[Any]) -> Any:
+        assert self._owner is not None, "a decision before leading"
         outcome = unpack(await future)
         if outcome[0] == MOVED:
             raise NotLeading(f"{self.name} does not lead any more: {self._owner.reason}")
-        return result_of(outcome, self.hosted.kind, handler)
+        return result_of(outcome, self.hosted.kind, self.hosted.kind.handlers[command])
 
     def reply(self, call: int, payload: bytes) -> None:
         """The shard's answer (this object is its own commands' `Sink`)."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any, Final
 
 from rekindle.actors import Closed, ConnectFailed, Connection, Floor, Wire
@@ -28,18 +29,25 @@ from rekindle.actors.frames import (
     frame,
     parse,
 )
-from rekindle.supervisors.control import Running
+from rekindle.supervisors.decided import Running
+from rekindle.supervisors.incidents import Signal
 
 SUSPECT_S: Final = 1.0
 """An instance that sent no pulse for this long (five are missed) is suspect."""
 
 ORDERS_MAX: Final = 1_000
+GRAY_MIN_MS: Final = 100
+GRAY_TIMES: Final = 3
+GRAY_LOOKS: Final = 100
+"""A loop that lags by more than this, and by so many times its peers' median, at so many looks in a row, is gray."""
 
 
 class Ward:
     """An instance under the controller's eyes.
 
     serving: the number under which each shard is served. began: suspect work that it has begun and not ended.
+    sent, following: what it was told to own, and to follow. followed: how far it has followed, and whether it has caught
+    up. asked: calls that came for shards that it does not serve.
     """
 
     def __init__(
@@ -51,12 +59,16 @@ class Ward:
         self.settled = asyncio.Event()
         self.dead: str | None = None
         self.proven = False
-        self.suspected = False
+        self.signal = Signal.CLOSED
         self.pulse_at = 0.0
         self.lag_ms = 0
+        self.is_gray = False
         self.executing: list[Any] | None = None
         self.serving: dict[int, int] = {}
         self.sent: dict[int, int] = {}
+        self.following: list[int] = []
+        self.followed: dict[int, tuple[Floor, bool]] = {}
+        self.asked: dict[int, int] = {}
         self.lost: list[tuple[int, int, str, str | None, int]] = []
         self.positions: dict[int, Floor] = {}
         self.began: dict[tuple[bytes, int], str] = {}
@@ -65,6 +77,7 @@ class Ward:
         self._changed = changed
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(ORDERS_MAX)
         self._loop = asyncio.get_running_loop()
+        self._slow_looks = 0
 
     @property
     def alive(self) -> bool:
@@ -78,11 +91,11 @@ class Ward:
         else:
             self._frames.put_nowait(data)
 
-    def die(self, reason: str, *, proven: bool) -> None:
+    def die(self, reason: str, *, proven: bool, signal: Signal = Signal.CLOSED) -> None:
         """Take evidence of its death."""
         self.proven = self.proven or proven
         if self.dead is None:
-            self.dead = reason
+            self.dead, self.signal = reason, signal
             self.settled.set()
         self._changed()
 
@@ -158,12 +171,21 @@ class Ward:
         if not self.alive:
             return
         if now - self.pulse_at > SUSPECT_S:
-            self.suspected = True
-            self.die(f"no pulse for {round((now - self.pulse_at) * 1000)} ms", proven=False)
+            silent_ms = round((now - self.pulse_at) * 1000)
+            self.die(f"no pulse for {silent_ms} ms", proven=False, signal=Signal.SILENT)
         elif self.executing is not None and self.executing[3] > hang_s * 1000:
-            self.die(f"hung: {self.executing[2]} has been running for {self.executing[3]} ms", proven=True)
+            text = f"hung: {self.executing[2]} has been running for {self.executing[3]} ms"
+            self.die(text, proven=True, signal=Signal.HUNG)
         elif self.lag_ms > hang_s * 1000:
-            self.die(f"hung: its loop has not turned for {self.lag_ms} ms", proven=True)
+            self.die(f"hung: its loop has not turned for {self.lag_ms} ms", proven=True, signal=Signal.HUNG)
+
+    def compare(self, peers_ms: Sequence[int]) -> None:
+        """See whether its loop has lagged far behind its peers' for long enough: then it is gray."""
+        slow = self.lag_ms > GRAY_MIN_MS and bool(peers_ms) and self.lag_ms > GRAY_TIMES * median(peers_ms)
+        self._slow_looks = self._slow_looks + 1 if slow else 0
+        if self._slow_looks == GRAY_LOOKS:
+            self.is_gray = True
+            self._changed()
 
     def blamed(self) -> list[tuple[bytes, int, str]]:
         """The calls that may have killed it, each as often as instances are known to have died with it in flight.

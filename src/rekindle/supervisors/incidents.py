@@ -1,0 +1,241 @@
+"""Evidence, and the incidents that it adds up to: correlated failures are one story, with one number.
+
+    a closed socket, missed pulses, a hung handler ...  ->  Evidence  ->  the Incident it belongs to, which grows
+
+Pure: `absorb` says what an incident becomes with one more piece of evidence; the controller writes it into its log.
+Evidence is not truth: a kind is what it looks like now, and changes as evidence comes in; the number stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+from pydantic import BaseModel
+
+CORRELATE_MS: Final = 2_000
+"""Evidence this close to an incident's last, with a node, zone or dependency in common, belongs to it."""
+
+EVIDENCE_MAX: Final = 64
+"""Pieces that an incident keeps: the first ones tell how it began; those behind are only counted."""
+
+MASS_MIN: Final = 3
+MASS_SHARE: Final = 0.34
+"""Lost nodes (at least `MASS_MIN`, and this share of all) make a mass failure (orchestration 8.2, `mass_freeze`)."""
+
+FLAPS_MIN: Final = 3
+FLAP_WINDOW_MS: Final = 600_000
+"""So many deaths or suspicions of one node within this time: it flaps."""
+
+
+class Signal(StrEnum):
+    """What was noticed."""
+
+    CLOSED = "connection closed"
+    SILENT = "no pulse"
+    HUNG = "hung"
+    NODE_GONE = "node gone"
+    SAID_DEAD = "the cluster says so"
+    FENCED = "fenced"
+    SLOW = "slow"
+    POISON = "poison"
+    LOG_AWAY = "log away"
+    BUSY = "busy"
+    ASKED = "asked for"
+    POLICY_FAILED = "policy failed"
+
+
+class Kind(StrEnum):
+    """What it looks like."""
+
+    INSTANCE_CRASH = "instance-crash"
+    INSTANCE_HANG = "instance-hang"
+    GRAY = "gray"
+    POISON = "poison"
+    NODE_SUSPECT = "node-suspect"
+    NODE_DEAD = "node-dead"
+    ZONE_DOWN = "zone-down"
+    MASS_FAILURE = "mass-failure"
+    FLAPPING = "flapping"
+    LOG_UNAVAILABLE = "log-unavailable"
+    OVERLOAD = "overload"
+    PLANNED_DRAIN = "planned-drain"
+    POLICY_FAILED = "policy-failed"
+
+
+class Evidence(BaseModel):
+    """One thing that was noticed, and what it was noticed of."""
+
+    at_ms: int
+    signal: Signal
+    text: str
+    service: str = ""
+    incarnation: str = ""
+    node: str = ""
+    zone: str = ""
+    shard: int | None = None
+
+
+class Incident(BaseModel):
+    """Failures that belong together. changed_ms: of the last evidence. outcome: how it ended; None while it is open.
+
+    shards: how many lost their owner by it. marks: when what was reached for the first time, by name, for its timeline.
+    """
+
+    id: int
+    kind: Kind
+    opened_ms: int
+    changed_ms: int
+    evidence: list[Evidence]
+    count: int = 1
+    services: list[str] = []
+    instances: list[str] = []
+    nodes: list[str] = []
+    zones: list[str] = []
+    shards: int = 0
+    marks: dict[str, int] = {}
+    closed_ms: int | None = None
+    outcome: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it goes on."""
+        return self.closed_ms is None
+
+
+class Ground(BaseModel):
+    """What is needed to see a pattern: zone of each node, alive nodes, instances alive on each node, past deaths of nodes."""
+
+    zones: dict[str, str]
+    alive: list[str]
+    running: dict[str, int] = {}
+    flaps: dict[str, list[int]] = {}
+    related: dict[str, list[str]] = {}
+    """By service: those that it needs, or that need it."""
+
+
+_OF_SIGNAL: Final[Mapping[Signal, Kind]] = {
+    Signal.CLOSED: Kind.INSTANCE_CRASH,
+    Signal.SAID_DEAD: Kind.INSTANCE_CRASH,
+    Signal.FENCED: Kind.INSTANCE_CRASH,
+    Signal.SILENT: Kind.NODE_SUSPECT,
+    Signal.HUNG: Kind.INSTANCE_HANG,
+    Signal.NODE_GONE: Kind.NODE_DEAD,
+    Signal.SLOW: Kind.GRAY,
+    Signal.POISON: Kind.POISON,
+    Signal.LOG_AWAY: Kind.LOG_UNAVAILABLE,
+    Signal.BUSY: Kind.OVERLOAD,
+    Signal.ASKED: Kind.PLANNED_DRAIN,
+    Signal.POLICY_FAILED: Kind.POLICY_FAILED,
+}
+
+_APART: Final = frozenset({Signal.ASKED, Signal.POISON, Signal.SLOW, Signal.BUSY, Signal.POLICY_FAILED})
+"""Never part of another incident: nobody's death explains them."""
+
+
+def home_of(evidence: Evidence, open_incidents: Iterable[Incident], ground: Ground) -> Incident | None:
+    """The open incident that the evidence belongs to; the newest of several."""
+    fitting = [i for i in open_incidents if i.is_open and _belongs(evidence, i, ground)]
+    return max(fitting, key=lambda incident: incident.id, default=None)
+
+
+def _belongs(evidence: Evidence, incident: Incident, ground: Ground) -> bool:
+    signal = incident.evidence[0].signal
+    if evidence.signal in _APART or signal in _APART:
+        same = (evidence.service, evidence.incarnation, evidence.node, evidence.shard)
+        return evidence.signal == signal and any(
+            (e.service, e.incarnation, e.node, e.shard) == same for e in incident.evidence
+        )
+    if evidence.incarnation and evidence.incarnation in incident.instances:
+        return True
+    if evidence.at_ms - incident.changed_ms > CORRELATE_MS:
+        return False
+    related = {evidence.service, *ground.related.get(evidence.service, ())} - {""}
+    return (
+        (evidence.node != "" and evidence.node in incident.nodes)
+        or (evidence.zone != "" and evidence.zone in incident.zones)
+        or not related.isdisjoint(incident.services)
+    )
+
+
+def begin(number: int, evidence: Evidence, ground: Ground) -> Incident:
+    """A new incident of one piece of evidence."""
+    empty = Incident(
+        id=number,
+        kind=_OF_SIGNAL[evidence.signal],
+        opened_ms=evidence.at_ms,
+        changed_ms=evidence.at_ms,
+        evidence=[],
+        count=0,
+    )
+    return grown(empty, evidence, ground)
+
+
+def grown(incident: Incident, evidence: Evidence, ground: Ground) -> Incident:
+    """The incident with one more piece of evidence."""
+    bigger = incident.model_copy(
+        update={
+            "evidence": [*incident.evidence, evidence][:EVIDENCE_MAX],
+            "count": incident.count + 1,
+            "changed_ms": max(incident.changed_ms, evidence.at_ms),
+            "services": _with(incident.services, evidence.service),
+            "instances": _with(incident.instances, evidence.incarnation),
+            "nodes": _with(incident.nodes, evidence.node),
+            "zones": _with(incident.zones, evidence.zone),
+        }
+    )
+    return bigger.model_copy(update={"kind": kind_of(bigger, ground)})
+
+
+def _with(names: list[str], name: str) -> list[str]:
+    return names if not name or name in names else [*names, name]
+
+
+def kind_of(incident: Incident, ground: Ground) -> Kind:
+    """What the incident looks like: the widest pattern that its evidence fits."""
+    signal = incident.evidence[0].signal
+    if signal in _APART or signal is Signal.LOG_AWAY:
+        return _OF_SIGNAL[signal]
+    lost = _lost_nodes(incident, ground)
+    if is_mass(lost, ground):
+        return Kind.MASS_FAILURE
+    if any(_zone_is_lost(zone, lost, ground) for zone in incident.zones):
+        return Kind.ZONE_DOWN
+    flapping = [n for n in incident.nodes if len(recent(ground.flaps.get(n, ()), incident.changed_ms)) >= FLAPS_MIN]
+    if flapping:
+        return Kind.FLAPPING
+    if lost:
+        return Kind.NODE_DEAD
+    signals = {evidence.signal for evidence in incident.evidence}
+    return next((_OF_SIGNAL[s] for s in (Signal.HUNG, Signal.SILENT) if s in signals), Kind.INSTANCE_CRASH)
+
+
+def _lost_nodes(incident: Incident, ground: Ground) -> list[str]:
+    """Nodes of the incident that are gone: the cluster says so, or two or more instances died there and none is left."""
+    died: dict[str, set[str]] = {}
+    for evidence in incident.evidence:
+        if evidence.incarnation:
+            died.setdefault(evidence.node, set()).add(evidence.incarnation)
+    gone = {e.node for e in incident.evidence if e.signal is Signal.NODE_GONE}
+    return [
+        node
+        for node in incident.nodes
+        if node in gone or node not in ground.alive or (len(died.get(node, ())) > 1 and not ground.running.get(node))
+    ]
+
+
+def is_mass(lost: Sequence[str], ground: Ground) -> bool:
+    """Whether so many nodes are lost at once that what can wait must wait."""
+    total = len({*ground.alive, *lost})
+    return len(lost) >= max(MASS_MIN, MASS_SHARE * total)
+
+
+def _zone_is_lost(zone: str, lost: Sequence[str], ground: Ground) -> bool:
+    members = {node for node, its_zone in ground.zones.items() if its_zone == zone}
+    return len(members) > 1 and members <= {*lost, *(n for n in members if n not in ground.alive)}
+
+
+def recent(times_ms: Iterable[int], now_ms: int) -> list[int]:
+    """Those within the window in which a node's deaths are counted."""
+    return [at for at in times_ms if now_ms - at < FLAP_WINDOW_MS]

@@ -1,0 +1,224 @@
+"""What plans are made of: functions of the world that give the phases for one purpose each.
+
+Built-in policies are a few of them in a row; a user's policy puts them together as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from rekindle.supervisors.placement import Placement, Seat, balance, place
+from rekindle.supervisors.plans import (
+    Follow,
+    Guard,
+    Own,
+    Phase,
+    Place,
+    Plan,
+    Served,
+    Start,
+    Step,
+    Stop,
+)
+from rekindle.supervisors.restarts import start_levels
+from rekindle.supervisors.world import NodeView, ServiceView, World
+
+DIED_HERE_MS: Final = 15_000
+"""A cluster may need this long to notice that a node is gone: until then its other nodes are preferred for a start."""
+
+START_DEADLINE_S: Final = 45.0
+MOVE_DEADLINE_S: Final = 30.0
+MOVES_AT_ONCE: Final = 4
+
+
+def seats_of(world: World, service: ServiceView, without: Iterable[str] = ()) -> list[Seat]:
+    """Where shards of a service can be. Not open: instances on cordoned nodes, and those named in `without`."""
+    closed = set(without)
+    return [
+        Seat(i.name, i.node, i.zone, open=i.node not in world.cordoned and i.name not in closed)
+        for i in world.up(service.name)
+    ]
+
+
+def placement_of(service: ServiceView) -> Placement:
+    """Where its shards are now; the standbys of each, the most caught up first."""
+    return Placement(
+        tuple(shard.owner for shard in service.shards),
+        tuple(
+            tuple(sorted(shard.standbys, key=lambda name: _lag(shard.behind.get(name), name)))
+            for shard in service.shards
+        ),
+    )
+
+
+def _lag(behind: int | None, name: str) -> tuple[bool, int, str]:
+    return (behind is None, behind or 0, name)
+
+
+def own_orphans(world: World, service: ServiceView) -> list[Phase]:
+    """Shards without an owner go to their most caught up standby, else to the survivors; nothing else moves."""
+    placed = place(placement_of(service), seats_of(world, service))
+    moves = [
+        (number, to)
+        for number, to in enumerate(placed.owners)
+        if to is not None and to != service.shards[number].owner and service.shards[number].may_be_served
+    ]
+    by_target: dict[str, list[tuple[int, str | None]]] = {}
+    for number, to in moves:
+        by_target.setdefault(to, []).append((number, to))
+    steps = [Step(action=Own(service=service.name, moves=moves)) for _, moves in sorted(by_target.items())]
+    return [Phase(name=f"own {service.name}", steps=steps)] if steps else []
+
+
+def replace(world: World, service: ServiceView) -> list[Phase]:
+    """Start the instances that are missing, once all shards are served (or nobody is left to serve them)."""
+    there = [i for i in world.of(service.name) if i.node not in world.cordoned]
+    missing = service.wanted - len(there)
+    if missing <= 0 or not world.open_nodes():
+        return []
+    guards: list[Guard] = [Served(service=service.name)] if world.up(service.name) else []
+    steps = [
+        Step(action=Start(service=service.name, node=node.name), guards=guards, deadline_s=START_DEADLINE_S)
+        for node in nodes_for(world, service, missing)
+    ]
+    return [Phase(name=f"replace {service.name}", steps=steps)]
+
+
+def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
+    """Nodes for new instances: the fewest of the service first, zones in turn, then the fewest of all; one on which an
+    instance has just died is the last choice."""
+    own = dict.fromkeys(world.nodes, 0)
+    every = dict.fromkeys(world.nodes, 0)
+    zones: dict[str, int] = {}
+    for instance in world.instances.values():
+        if instance.node in every:
+            every[instance.node] += 1
+            own[instance.node] += instance.service == service.name
+            zones[instance.zone] = zones.get(instance.zone, 0) + (instance.service == service.name)
+    chosen: list[NodeView] = []
+    for _ in range(count):
+        node = min(
+            world.open_nodes(),
+            key=lambda n: (
+                _just_died(n, world.now_ms),
+                own[n.name],
+                zones.get(n.zone, 0),
+                every[n.name],
+                n.host,
+                n.name,
+            ),
+        )
+        own[node.name] += 1
+        every[node.name] += 1
+        zones[node.zone] = zones.get(node.zone, 0) + 1
+        chosen.append(node)
+    return chosen
+
+
+def _just_died(node: NodeView, now_ms: int) -> bool:
+    return node.died_at_ms is not None and now_ms - node.died_at_ms < DIED_HERE_MS
+
+
+def follow(world: World, service: ServiceView) -> list[Phase]:
+    """Let standbys follow where some are missing."""
+    if not service.spec.standbys:
+        return []
+    placed = place(placement_of(service), seats_of(world, service), standbys=service.spec.standbys)
+    moves = [
+        (number, list(names))
+        for number, names in enumerate(placed.standbys)
+        if set(names) != set(service.shards[number].standbys) and service.shards[number].owner is not None
+    ]
+    step = Step(
+        action=Follow(service=service.name, moves=moves), guards=[Served(service=service.name)], deadline_s=600.0
+    )
+    return [Phase(name=f"follow {service.name}", steps=[step])] if moves else []
+
+
+def rebalance(
+    world: World, service: ServiceView, without: Iterable[str] = (), moves_max: int = MOVES_AT_ONCE
+) -> list[Phase]:
+    """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
+    current = placement_of(service)
+    placed = balance(current, seats_of(world, service, without), moves_max=moves_max)
+    moves = [
+        (number, to)
+        for number, (was, to) in enumerate(zip(current.owners, placed.owners, strict=True))
+        if was != to and to is not None and service.shards[number].may_be_served
+    ]
+    return move(service, moves) if moves else []
+
+
+def move(service: ServiceView, moves: Sequence[tuple[int, str]]) -> list[Phase]:
+    """Shards move while they are served: the new owner follows first, then it takes over."""
+    warm = [
+        (number, [*service.shards[number].standbys, to])
+        for number, to in moves
+        if to not in service.shards[number].standbys
+    ]
+    name = service.name
+    phases = [
+        Phase(name=f"warm {name}", steps=[Step(action=Follow(service=name, moves=warm), deadline_s=MOVE_DEADLINE_S)])
+    ]
+    steps = [Step(action=Own(service=name, moves=[(number, to)]), deadline_s=MOVE_DEADLINE_S) for number, to in moves]
+    return [*(phases if warm else []), Phase(name=f"move {name}", steps=steps)]
+
+
+def recover(world: World, service: ServiceView) -> list[Phase]:
+    """The whole way back: orphans to the survivors at once, instances replaced, standbys following."""
+    placing = [Phase(name=f"place {service.name}", steps=[Step(action=Place(service=service.name))])]
+    orphaned = service.unserved() and not world.up(service.name)
+    return [
+        *own_orphans(world, service),
+        *replace(world, service),
+        *(placing if orphaned else []),
+        *follow(world, service),
+    ]
+
+
+def restart(world: World, stop: Sequence[str], start: Sequence[str]) -> list[Phase]:
+    """Restart services together: quiesce in `stop` order, end their instances, start and serve in `start` order.
+
+    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs.
+    """
+    phases: list[Phase] = []
+    for name in stop:
+        service = world.services[name]
+        moves: list[tuple[int, str | None]] = [(n, None) for n, s in enumerate(service.shards) if s.owner is not None]
+        ends = [Step(action=Stop(incarnation=i.name, reason="coordinated restart")) for i in world.of(name)]
+        quiet = [Phase(name=f"quiesce {name}", steps=[Step(action=Own(service=name, moves=moves))])] if moves else []
+        phases += [*quiet, *([Phase(name=f"stop {name}", steps=ends)] if ends else [])]
+    for name in start:
+        service = world.services[name]
+        steps = [
+            Step(action=Start(service=name, node=node.name), deadline_s=START_DEADLINE_S)
+            for node in nodes_for(world, service, service.wanted)
+        ]
+        phases += [
+            Phase(name=f"start {name}", steps=steps),
+            Phase(name=f"serve {name}", steps=[Step(action=Place(service=name))]),
+        ]
+    return phases
+
+
+def levelled(world: World, names: Iterable[str], phases_of: Callable[[World, ServiceView], list[Phase]]) -> list[Phase]:
+    """The phases of several services, each service's behind those of the services that it needs."""
+    phases: list[Phase] = []
+    last: dict[str, str] = {}
+    for name in [n for level in start_levels(world.root) for n in level if n in set(names)]:
+        service = world.services[name]
+        before = [last[needed] for needed in service.spec.needs if needed in last]
+        for phase in phases_of(world, service):
+            phases.append(phase.model_copy(update={"after": before}))
+            before = [phase.name]
+        if before:
+            last[name] = before[0]
+    return phases
+
+
+def plan_of(policy: str, cause: str, services: Iterable[str], phases: Sequence[Phase]) -> Plan | None:
+    """A plan, if there is anything to do."""
+    if not any(phase.steps for phase in phases):
+        return None
+    return Plan(policy=policy, cause=cause, services=sorted(services), phases=list(phases))

@@ -1,0 +1,116 @@
+"""The world as the controller sees it now: what is decided, and what its wards report, put together for policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from rekindle.supervisors.cluster import Node
+from rekindle.supervisors.control import Control
+from rekindle.supervisors.decided import Owned
+from rekindle.supervisors.incidents import Ground
+from rekindle.supervisors.tree import Service, Supervisor
+from rekindle.supervisors.ward import Ward
+from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, ShardView, World
+
+SNAPSHOT_LAG: Final = 2
+"""A replay begins at a snapshot: it reads about this many intervals between two of them at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the controller has before its eyes besides its decisions. held: shards that are left alone for a while.
+    starting: instances that are being started, and do not listen yet."""
+
+    root: Supervisor
+    wards: Mapping[str, Ward]
+    nodes: list[Node]
+    died_on: Mapping[str, int]
+    held: Iterable[tuple[str, int]] = ()
+    starting: Mapping[str, InstanceView] = field(default_factory=dict[str, InstanceView])
+
+
+def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chance: float) -> World:
+    """Everything a policy may know."""
+    zones = {node.name: node.zone for node in sight.nodes}
+    instances = {
+        name: InstanceView(
+            name, running.service, running.node, zones.get(running.node, ""), _is_up(sight.wards.get(name))
+        )
+        for name, running in control.instances.items()
+    }
+    instances = {**sight.starting, **instances}
+    nodes = {n.name: NodeView(n.name, n.host, n.zone, sight.died_on.get(n.name)) for n in sight.nodes}
+    held = set(sight.held)
+    services = {spec.name: _service(control, spec, sight.wards, held) for spec in sight.root.services()}
+    return World(
+        now_ms,
+        sight.root,
+        services,
+        instances,
+        nodes,
+        cordoned=dict(control.cordoned),
+        restarts=dict(control.restarts),
+        frozen=frozen,
+        chance=chance,
+    )
+
+
+def _is_up(ward: Ward | None) -> bool:
+    return ward is not None and ward.alive
+
+
+def _service(control: Control, spec: Service, wards: Mapping[str, Ward], held: set[tuple[str, int]]) -> ServiceView:
+    mine = {name: ward for name, ward in wards.items() if ward.running.service == spec.name}
+    shards = [_shard(n, o, spec, mine, (spec.name, n) in held) for n, o in enumerate(control.services[spec.name])]
+    wanted = control.wanted.get(spec.name, spec.instances)
+    return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0))
+
+
+def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], held: bool) -> ShardView:
+    ward = wards.get(owned.incarnation or "")
+    served = ward is not None and ward.alive and ward.serving.get(number) == owned.number
+    behind = {name: _behind(number, ward, wards.get(name)) for name in owned.standbys} if owned.standbys else _NOBODY
+    return ShardView(
+        owned.incarnation if ward is not None else None,
+        owned.number,
+        served,
+        tuple(owned.standbys),
+        behind,
+        owned.refused,
+        held,
+        sum(ward.asked.get(number, 0) for ward in wards.values()) if not served else 0,
+        min(owned.position.sequence if owned.position else 0, spec.snapshot_every * SNAPSHOT_LAG),
+    )
+
+
+_NOBODY: Final[dict[str, int | None]] = {}
+
+
+def _behind(shard: int, owner: Ward | None, standby: Ward | None) -> int | None:
+    """How many commits a standby is behind what is known of the owner; None: it has not caught up."""
+    if standby is None or not standby.alive or shard not in standby.followed:
+        return None
+    position, caught_up = standby.followed[shard]
+    known = owner.positions.get(shard) if owner is not None else None
+    return max(0, known.sequence - position.sequence if known is not None else 0) if caught_up else None
+
+
+def ground_of(control: Control, sight: Sight) -> Ground:
+    """What patterns of failures are seen against."""
+    running: dict[str, int] = {}
+    for instance in control.instances.values():
+        running[instance.node] = running.get(instance.node, 0) + 1
+    related: dict[str, list[str]] = {}
+    for service in sight.root.services():
+        for needed in service.needs:
+            related.setdefault(service.name, []).append(needed)
+            related.setdefault(needed, []).append(service.name)
+    return Ground(
+        zones={node.name: node.zone for node in sight.nodes},
+        alive=[node.name for node in sight.nodes],
+        running=running,
+        flaps=dict(control.flaps),
+        related=related,
+    )
