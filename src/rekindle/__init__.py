@@ -22,11 +22,29 @@ from rekindle.actors import (
 )
 from rekindle.app import App
 from rekindle.events import Event, RekindleError, upcast
-from rekindle.supervisors import ONE_FOR_ONE, Service, Strategy, Supervisor
+from rekindle.supervisors import (
+    ONE_FOR_ALL,
+    ONE_FOR_ONE,
+    PERMANENT,
+    REST_FOR_ONE,
+    TEMPORARY,
+    TRANSIENT,
+    Backoff,
+    Restart,
+    Service,
+    Strategy,
+    Supervisor,
+)
 
 __all__ = [
+    "ONE_FOR_ALL",
     "ONE_FOR_ONE",
+    "PERMANENT",
+    "REST_FOR_ONE",
+    "TEMPORARY",
+    "TRANSIENT",
     "App",
+    "Backoff",
     "BadRequest",
     "CallError",
     "Client",
@@ -39,6 +57,7 @@ __all__ = [
     "Overloaded",
     "Rejected",
     "RekindleError",
+    "Restart",
     "Service",
     "Strategy",
     "Supervisor",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from rekindle.actors import Client, WebsocketWire
-from rekindle.supervisors import DeclarationError, Service, Supervisor, opened, seeds
+from rekindle.supervisors import DeclarationError, Service, Supervisor, check_tree, opened, seeds
 from rekindle.supervisors.hosting import now_ms
 
 TOKEN_VARIABLE: Final = "REKINDLE_TOKEN"
@@ -36,6 +36,7 @@ class App:
         ):
             if not names or len(set(names)) != len(names):
                 raise DeclarationError(f"app {name!r}: expected one or more {what} with different names, got {names}")
+        check_tree(tree)
 
     @asynccontextmanager
     async def connect(self, *, log: str | None = None) -> AsyncGenerator[Client]:

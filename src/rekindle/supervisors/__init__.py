@@ -11,27 +11,54 @@ from rekindle.supervisors.decisions import NotLeading
 from rekindle.supervisors.discovery import seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
 from rekindle.supervisors.processes import ProcessCluster
-from rekindle.supervisors.tree import ONE_FOR_ONE, DeclarationError, Service, Strategy, Supervisor
+from rekindle.supervisors.restarts import History, Verdict, on_exit, start_levels
+from rekindle.supervisors.tree import (
+    ONE_FOR_ALL,
+    ONE_FOR_ONE,
+    PERMANENT,
+    REST_FOR_ONE,
+    TEMPORARY,
+    TRANSIENT,
+    Backoff,
+    DeclarationError,
+    Restart,
+    Service,
+    Strategy,
+    Supervisor,
+    check_tree,
+)
 
 __all__ = [
+    "ONE_FOR_ALL",
     "ONE_FOR_ONE",
+    "PERMANENT",
+    "REST_FOR_ONE",
+    "TEMPORARY",
+    "TRANSIENT",
+    "Backoff",
     "Cluster",
     "Control",
     "Controller",
     "ControllerThread",
     "DeclarationError",
+    "History",
     "InstanceThread",
     "Launch",
     "Node",
     "NotLeading",
     "ProcessCluster",
+    "Restart",
     "Service",
     "SpawnFailed",
     "Spawned",
     "Strategy",
     "Supervisor",
+    "Verdict",
+    "check_tree",
     "control_log",
     "load",
+    "on_exit",
     "opened",
     "seeds",
+    "start_levels",
 ]
