@@ -95,7 +95,7 @@ async def showing(folder: Path, crowd: Sequence[str] = CROWD) -> AsyncGenerator[
     await create_topics(app, log)
     async with opened(log, app.snapshots, app.name) as (event_log, store):
         host = real_host(event_log, store, launch, lines.say)
-        controller = Controller(app.name, app.services, cluster, host, "controller")
+        controller = Controller(app.name, app.tree, cluster, host, "controller")
         leading = asyncio.create_task(controller.run())
         try:
             async with app.connect(log=log) as client:

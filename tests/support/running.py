@@ -108,7 +108,7 @@ async def running(name: str, log: str, cluster_of: type[ProcessCluster] = Proces
     cluster = cluster_of(launch, NODES)
     async with opened(log, app.snapshots, app.name) as (event_log, store):
         host = real_host(event_log, store, launch, lines.say)
-        controller = Controller(app.name, app.services, cluster, host, f"controller-of-{name}")
+        controller = Controller(app.name, app.tree, cluster, host, f"controller-of-{name}")
         leading = asyncio.get_running_loop().create_task(controller.run())
         try:
             await _wait_up(controller, leading)

@@ -40,6 +40,10 @@ POSITIONS: Final = 12
 PULSE: Final = 13
 BEGAN: Final = 14
 ENDED: Final = 15
+FOLLOW: Final = 16
+FOLLOWED: Final = 17
+TELL: Final = 18
+TOLD: Final = 19
 
 CLIENT: Final = "client"
 CONTROLLER: Final = "controller"

@@ -30,7 +30,7 @@ from rekindle.chaos.weather import Weather
 from rekindle.chaos.workload import KEYS, Workload
 from rekindle.events import RekindleError, shard_of
 from rekindle.events.stores import LogStore
-from rekindle.supervisors import Controller, Service, control_log
+from rekindle.supervisors import Backoff, Controller, Service, Supervisor, control_log
 
 APP: Final = "simulated"
 SHARDS: Final = 4
@@ -99,6 +99,7 @@ class World:
         self.loop = new_loop()
         self.plan = plan or draw_plan(self.random("plan"))
         self.service = Service("ledger", Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention)
+        self.root = Supervisor(APP, children=[self.service], backoff=Backoff(max_s=10.0))
         self.hosted = self.service.hosted(APP)
         self.net = Net(self.loop, self.random("net"))
         self.log = KeptLog(self.random("log"))
@@ -212,7 +213,7 @@ class World:
     async def _lead(self, process: Process) -> None:
         reason = "a bug"
         try:
-            reason = await Controller(APP, [self.service], self.cluster, self.host(process), process.name).run()
+            reason = await Controller(APP, self.root, self.cluster, self.host(process), process.name).run()
         except RekindleError as error:
             reason = repr(error)
         finally:

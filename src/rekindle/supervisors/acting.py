@@ -90,7 +90,13 @@ class Acting:
             self.starting[incarnation] = InstanceView(incarnation, service, node.name, node.zone, up=False)
             async with self._spawns:
                 spawned = await controller.cluster.spawn(service, incarnation, node)
-            running = Running(service=service, node=spawned.node, address=spawned.address, beacon=spawned.beacon)
+            running = Running(
+                service=service,
+                node=spawned.node,
+                address=spawned.address,
+                beacon=spawned.beacon,
+                started_ms=controller.decisions.now_ms(),
+            )
             await controller.decisions.decide("started", incarnation, running, key[0], key[1])
             controller.host.say(f"{incarnation} was started at {spawned.address}")
             ward = controller.watch(incarnation, running)

@@ -109,6 +109,7 @@ class Control(Entity):
     spawned: int = 0
     leader: str = ""
     leader_at: str = ""
+    declared: dict[str, int] = {}
     wanted: dict[str, int] = {}
     cordoned: dict[str, str] = {}
     incidents: dict[int, Incident] = {}
@@ -125,8 +126,9 @@ class Control(Entity):
     def apply(self, event: Decided) -> None:
         """Take what was decided."""
         match event:
-            case Declared(service=service, shards=shards):
-                self.services[service] = [Owned() for _ in range(shards)]
+            case Declared(service=service, shards=shards, instances=instances):
+                self.services.setdefault(service, [Owned() for _ in range(shards)])
+                self.declared[service] = self.wanted[service] = instances
             case Assigned(service=service, moves=moves):
                 for shard, number, owner in moves:
                     owned = self.services[service][shard]
@@ -211,7 +213,7 @@ class Control(Entity):
             case Forced(plan=number, step=step):
                 self._edit(number, step, forced=True)
             case Counted(restarts=restarts, held=held):
-                self.restarts.update(restarts)
+                self.restarts = restarts
                 self.held.update(held)
             case Said(saying=saying):
                 self.sayings = [*self.sayings, saying][-SAYINGS_KEPT:]
@@ -247,13 +249,14 @@ class Control(Entity):
         self.emit(Leads(name=name, address=address, at_ms=self.now_ms))
 
     @command
-    def declare(self, service: str, shards: int) -> None:
-        """A service exists. The number of its shards is fixed with its first declaration."""
+    def declare(self, service: str, shards: int, instances: int = 1) -> None:
+        """A service exists. The number of its shards is fixed with its first declaration; that of its instances is what
+        was declared last, until an operator says otherwise."""
         known = self.services.get(service)
-        if known is None:
-            self.emit(Declared(service=service, shards=shards))
-        elif len(known) != shards:
+        if known is not None and len(known) != shards:
             raise ShardsAreFixed(service=service, declared=shards, found=len(known))
+        if known is None or self.declared.get(service) != instances:
+            self.emit(Declared(service=service, shards=shards, instances=instances))
 
     @command
     def started(self, incarnation: str, running: Running, plan: int = 0, step: int = 0) -> None:
@@ -379,9 +382,21 @@ class Control(Entity):
         self.emit(Stood(plan=plan, standing=standing, why=why, at_ms=self.now_ms))
 
     @command
-    def count_restarts(self, restarts: dict[str, list[int]], held: dict[str, int]) -> None:
-        """Supervisors have restarted children; services whose instances are not to be started before a time."""
+    def count_restarts(
+        self, restarts: dict[str, list[int]], held: dict[str, int], incident: int | None, stop: list[str]
+    ) -> None:
+        """A supervisor restarts: services wait until a time, others are stopped with the one that the incident is about."""
         self.emit(Counted(restarts=restarts, held=held))
+        if incident in self.incidents and stop:
+            known = self.incidents[incident]
+            also = [name for name in stop if name not in known.restart]
+            self.emit(Noticed(incident=known.model_copy(update={"restart": [*known.restart, *also]})))
+
+    @command
+    def retire(self, service: str) -> None:
+        """An instance that has ended is not replaced."""
+        if (wanted := self.wanted.get(service, 0)) > 0:
+            self.emit(Scaled(service=service, instances=wanted - 1))
 
     # --- what operators say --------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class Controller:
         self.host.say(f"controller {self.name} leads {self.app!r} with term {self.decisions.term}")
         await self.decisions.decide("lead", self.name, self.address)
         for service in self.services.values():
-            await self.decisions.decide("declare", service.name, service.shards)
+            await self.decisions.decide("declare", service.name, service.shards, service.instances)
             for shard, owned in enumerate(self._owned(service.name)):
                 if owned.refused is not None:  # whoever starts a controller has had a look
                     await self.decisions.decide("refuse", service.name, shard, None)
@@ -277,7 +277,7 @@ class Controller:
 
     def world(self) -> World:
         """What is known now."""
-        control, now_ms = self.decisions.control, self.host.now_ms()
+        control, now_ms = self.decisions.control, self.decisions.now_ms()
         return world_of(control, self._sight(), now_ms, frozen=self._is_frozen(now_ms), chance=self._chance())
 
     def _sight(self) -> Sight:
@@ -306,7 +306,7 @@ class Controller:
                 f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}"
             )
             self._degraded.setdefault(ward.running.service, (now, ward.incarnation))
-            self._died_on[ward.running.node] = self.host.now_ms()
+            self._died_on[ward.running.node] = self.decisions.now_ms()
             self._floors.update(((ward.running.service, shard), floor) for shard, floor in ward.positions.items())
             self._published = False
             if self._is_being_stopped(ward.incarnation):
@@ -358,7 +358,7 @@ class Controller:
         running = ward.running
         zone = next((node.zone for node in self.nodes if node.name == running.node), "")
         return Evidence(
-            at_ms=self.host.now_ms(),
+            at_ms=self.decisions.now_ms(),
             signal=signal,
             text=text,
             service=running.service,
@@ -369,18 +369,27 @@ class Controller:
 
     def _notice_death(self, ward: Ward) -> None:
         number = self._notice(self._evidence(ward, ward.signal, ward.dead or ""))
-        if self.decisions.control.incidents[number].kind in _OWN_FAULT:
-            self._count_exit(ward.running.service)
+        if self.decisions.control.incidents[number].kind in _OWN_FAULT and ward.running.service in self.services:
+            self._count_exit(ward.running.service, number, abnormal=ward.signal is not Signal.ENDED)
 
-    def _count_exit(self, service: str) -> None:
-        """OTP's restart intensity: how soon may the service's instances be started again?"""
-        control = self.decisions.control
-        now_ms = self.host.now_ms()
-        verdict = on_exit(self.root, control.restarts, service, abnormal=True, now_ms=now_ms, chance=self._chance())
-        held = dict.fromkeys(verdict.start, now_ms + round(verdict.delay_s * 1000)) if verdict.delay_s else {}
+    def _count_exit(self, service: str, incident: int | None, *, abnormal: bool = True) -> None:
+        """OTP's rules: what is restarted with it, how soon, and whether a supervisor gives up over it."""
+        control, now_ms = self.decisions.control, self.decisions.now_ms()
+        verdict = on_exit(self.root, control.restarts, service, abnormal=abnormal, now_ms=now_ms, chance=self._chance())
         for name in verdict.gave_up:
             self.host.say(f"supervisor {name} gives up: {service} ends too often; what is above it decides")
-        self.decisions.put("count_restarts", verdict.history, held)
+        if verdict.is_final:  # an application that ends itself helps nobody at 3 AM: the survivors serve, restarts wait
+            self.host.say(
+                f"the root {self.root.name} would end the application: {service} waits, an operator is needed"
+            )
+            delay_ms = round(self.root.backoff.max_s * 1000)
+            self.decisions.put("count_restarts", control.restarts, {service: now_ms + delay_ms}, incident, [])
+        elif verdict.by is None:
+            self.host.say(f"{service}: this exit is not followed by a restart ({self.services[service].restart.value})")
+            self.decisions.put("retire", service)
+        else:
+            held = dict.fromkeys(verdict.start, now_ms + verdict.delay_ms) if verdict.delay_ms else {}
+            self.decisions.put("count_restarts", verdict.history, held, incident, verdict.stop)
 
     def _notice_poison(self, service: str) -> None:
         for shard, owned in enumerate(self._owned(service)) if service in self.services else ():
@@ -388,7 +397,7 @@ class Controller:
                 reason = f"poison: its replay was running at the death of {owned.deaths} instances"
                 self.host.say(f"{service}/{shard} is kept down: {reason}")
                 self._notice(
-                    Evidence(at_ms=self.host.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard)
+                    Evidence(at_ms=self.decisions.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard)
                 )
 
     def _notice_slow(self) -> None:
@@ -472,7 +481,7 @@ class Controller:
         plan = self.decisions.control.plans[number]
         self.host.say(f"plan {number} ({plan.cause}) failed: {plan.why}")
         for service in plan.services:
-            self._count_exit(service)
+            self._count_exit(service, None)
 
     # --- acting ------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class Running(BaseModel):
     node: str
     address: str
     beacon: str
+    started_ms: int = 0
 
 
 class Owned(BaseModel):
@@ -60,10 +61,11 @@ class Saying(BaseModel):
 
 
 class Declared(Event):
-    """A service with its shards, which never change."""
+    """A service with its shards, which never change, and its instances, as they are declared now."""
 
     service: str
     shards: int
+    instances: int = 1
 
 
 class Leads(Event):

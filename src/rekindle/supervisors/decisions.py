@@ -28,6 +28,7 @@ class Decisions:
         self._owner: Owner | None = None
         self._count = 0
         self._put: list[asyncio.Future[Any]] = []
+        self._ahead_ms = 0
         self._session = b""
         self._futures: dict[int, asyncio.Future[Any]] = {}
 
@@ -37,7 +38,8 @@ class Decisions:
         replica = Replica(self.hosted, 0, host.log, host.snapshots, host.say)
         await replica.load()
         await replica.read()
-        around = Surroundings(host.log, host.snapshots, host.now_ms, host.spawn, host.offload, self, host.say)
+        self._ahead_ms = max(0, replica.fold.time - host.now_ms())
+        around = Surroundings(host.log, host.snapshots, self.now_ms, host.spawn, host.offload, self, host.say)
         assignment = Assignment(0, replica.fold.assignment + 1)
         owner = Owner(self.hosted.partition(0), self.hosted.kind, assignment, self.name, around)
         serving = asyncio.get_running_loop().create_future()
@@ -49,6 +51,11 @@ class Decisions:
             raise NotLeading(f"{self.name} could not claim the control log: {owner.reason}")
         self._owner, self._ended = owner, ended
         self._session = session_name(host.now_ms(), self.name.encode()[-8:])
+
+    def now_ms(self) -> int:
+        """The time, going on from the log's: what one controller has written down as a time means the same to the next,
+        whose clock may be behind."""
+        return self.host.now_ms() + self._ahead_ms
 
     @property
     def error(self) -> RekindleError | None:

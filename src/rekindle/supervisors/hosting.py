@@ -28,7 +28,7 @@ from rekindle.events.urls import open_log, open_store
 from rekindle.supervisors.cluster import Cluster
 from rekindle.supervisors.controller import FINAL_ERRORS, Controller
 from rekindle.supervisors.decisions import NotLeading
-from rekindle.supervisors.tree import DeclarationError, Service
+from rekindle.supervisors.tree import DeclarationError, Service, Supervisor
 
 log = logging.getLogger("rekindle")
 
@@ -52,6 +52,8 @@ class Application(Protocol):
     def snapshots(self) -> str: ...
     @property
     def services(self) -> Sequence[Service]: ...
+    @property
+    def tree(self) -> Supervisor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +339,7 @@ class ControllerThread:
             store,
         ):
             host = real_host(event_log, store, self.launch, self._say)
-            controller = Controller(app.name, app.services, cluster, host, self.name)
+            controller = Controller(app.name, app.tree, cluster, host, self.name)
             loop = asyncio.get_running_loop()
             waiting = [loop.create_task(self._tell_up(controller)), loop.create_task(_stop_when(stopping, controller))]
             try:

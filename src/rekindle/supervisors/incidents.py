@@ -43,6 +43,7 @@ class Signal(StrEnum):
     LOG_AWAY = "log away"
     BUSY = "busy"
     ASKED = "asked for"
+    ENDED = "ended by itself"
     POLICY_FAILED = "policy failed"
 
 
@@ -80,7 +81,8 @@ class Evidence(BaseModel):
 class Incident(BaseModel):
     """Failures that belong together. changed_ms: of the last evidence. outcome: how it ended; None while it is open.
 
-    shards: how many lost their owner by it. marks: when what was reached for the first time, by name, for its timeline.
+    restart: services that are restarted over it, as their supervisors decided, in stop order. marks: when what was reached
+    for the first time, by name, for its timeline.
     """
 
     id: int
@@ -93,7 +95,7 @@ class Incident(BaseModel):
     instances: list[str] = []
     nodes: list[str] = []
     zones: list[str] = []
-    shards: int = 0
+    restart: list[str] = []
     marks: dict[str, int] = {}
     closed_ms: int | None = None
     outcome: str | None = None
@@ -118,6 +120,7 @@ class Ground(BaseModel):
 _OF_SIGNAL: Final[Mapping[Signal, Kind]] = {
     Signal.CLOSED: Kind.INSTANCE_CRASH,
     Signal.SAID_DEAD: Kind.INSTANCE_CRASH,
+    Signal.ENDED: Kind.INSTANCE_CRASH,
     Signal.FENCED: Kind.INSTANCE_CRASH,
     Signal.SILENT: Kind.NODE_SUSPECT,
     Signal.HUNG: Kind.INSTANCE_HANG,

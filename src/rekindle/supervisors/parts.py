@@ -177,23 +177,26 @@ def recover(world: World, service: ServiceView) -> list[Phase]:
     ]
 
 
-def restart(world: World, stop: Sequence[str], start: Sequence[str]) -> list[Phase]:
+def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: int) -> list[Phase]:
     """Restart services together: quiesce in `stop` order, end their instances, start and serve in `start` order.
 
-    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs.
+    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs. Instances that were started after
+    `since_ms` have been restarted already, by a plan before this one: they stay.
     """
     phases: list[Phase] = []
     for name in stop:
         service = world.services[name]
-        moves: list[tuple[int, str | None]] = [(n, None) for n, s in enumerate(service.shards) if s.owner is not None]
-        ends = [Step(action=Stop(incarnation=i.name, reason="coordinated restart")) for i in world.of(name)]
+        old = {i.name for i in world.of(name) if i.started_ms <= since_ms}
+        moves: list[tuple[int, str | None]] = [(n, None) for n, s in enumerate(service.shards) if s.owner in old]
+        ends = [Step(action=Stop(incarnation=name, reason="coordinated restart")) for name in sorted(old)]
         quiet = [Phase(name=f"quiesce {name}", steps=[Step(action=Own(service=name, moves=moves))])] if moves else []
         phases += [*quiet, *([Phase(name=f"stop {name}", steps=ends)] if ends else [])]
     for name in start:
         service = world.services[name]
+        there = sum(i.started_ms > since_ms for i in world.of(name))
         steps = [
             Step(action=Start(service=name, node=node.name), deadline_s=START_DEADLINE_S)
-            for node in nodes_for(world, service, service.wanted)
+            for node in nodes_for(world, service, service.wanted - there)
         ]
         phases += [
             Phase(name=f"start {name}", steps=steps),

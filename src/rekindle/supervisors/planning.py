@@ -26,6 +26,10 @@ PLAN_MAX_S: Final = 2.0
 STEPS_MAX: Final = 10_000
 
 
+BESIDE: Final = frozenset({Kind.POISON})
+"""Incidents whose plans touch no instance, so they speak for no service, and run beside all others."""
+
+
 class BadPlan(RekindleError):
     """A policy's plan cannot be carried out; the message says what is wrong with it."""
 
@@ -41,10 +45,10 @@ class Planning:
         """A plan for each incident, and for each service, that has none and needs one."""
         active = control.active_plans()
         busy = {name for plan in active for name in plan.services}
-        answered = {plan.incident for plan in active}
+        beside = {plan.incident for plan in active if not plan.services}
         found: list[Plan] = []
         for incident in control.open_incidents():
-            if incident.id in answered and not incident.services:
+            if incident.id in beside:
                 continue
             for plan in await self._answers(incident, world, busy, notice):
                 found.append(_finished(plan, control, world, incident.id))
@@ -62,29 +66,30 @@ class Planning:
         taken = set(busy)
         for _ in range(1 + len(incident.services)):
             left = [name for name in incident.services if name in world.services and name not in taken]
-            if incident.services and not left:
+            if incident.services and not left and incident.kind not in BESIDE:
                 break
-            plan = await self._first(incident.model_copy(update={"services": left}), world, taken, notice)
+            restricted = incident if incident.kind in BESIDE else incident.model_copy(update={"services": left})
+            plan = await self._first(restricted, world, taken, notice)
             if plan is None:
                 break
             plans.append(plan)
             taken.update(plan.services)
-            if not incident.services:
+            if not plan.services:
                 break
         return plans
 
     async def _first(
         self, incident: Incident, world: World, taken: set[str], notice: Callable[[Evidence], Any]
     ) -> Plan | None:
-        own = [(name, policy) for name in incident.services for policy in world.services[name].spec.on_failure]
+        known = [world.services[name] for name in incident.services if name in world.services]
+        own = [(service.name, policy) for service in known for policy in service.spec.on_failure]
         for service, policy in [*own, *((None, policy) for policy in self.policies)]:
             try:
                 plan = await self._ask(policy, incident, world, is_own=service is not None)
             except Exception as error:  # noqa: BLE001 - a policy is the user's code; it must not end the controller
                 text = f"policy {_name_of(policy)}: {type(error).__name__}: {error}"
                 self.host.say(f"{service or 'built in'}: {text}")
-                now_ms = self.host.now_ms()
-                notice(Evidence(at_ms=now_ms, signal=Signal.POLICY_FAILED, text=text, service=service or ""))
+                notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service or ""))
                 continue
             if plan is not None and taken.isdisjoint(plan.services):
                 return plan

@@ -46,7 +46,7 @@ from rekindle.supervisors.plans import (
     Step,
     Stop,
 )
-from rekindle.supervisors.restarts import on_exit, start_levels
+from rekindle.supervisors.restarts import start_levels
 from rekindle.supervisors.world import InstanceView, ServiceView, World
 
 GRAY_SHARE: Final = 0.1
@@ -148,17 +148,22 @@ class CoordinatedRestart:
         """See `Policy`."""
         if incident.kind not in _DEATHS:
             return None
-        hit = {n for n in incident.services if n in world.services and _is_hit(world, world.services[n])}
-        names = hit | {dependent for name in hit for dependent in world.dependents(name)}
-        order = [n for level in start_levels(world.root) for n in level if n in names]
-        if not order:
-            return None
-        return plan_of(self.name, _about(incident), names, restart(world, order[::-1], order))
+        hit = {n for n in incident.services if n in world.services}
+        return _restart_of(self.name, incident, world, hit | {d for name in hit for d in world.dependents(name)})
 
 
-def _is_hit(world: World, service: ServiceView) -> bool:
-    """Whether something of the service is missing: after its restart nothing is, so it is not restarted for ever."""
-    return bool(service.unserved()) or len(world.up(service.name)) < service.wanted
+def _restart_of(policy: str, incident: Incident, world: World, names: set[str]) -> Plan | None:
+    """A restart of these services, in the order of their needs; None once all of them were restarted and are whole."""
+    since_ms = incident.opened_ms
+    order = [n for level in start_levels(world.root) for n in level if n in names]
+    if all(_is_restarted(world, world.services[name], since_ms) for name in order):
+        return None
+    return plan_of(policy, _about(incident), names, restart(world, order[::-1], order, since_ms))
+
+
+def _is_restarted(world: World, service: ServiceView, since_ms: int) -> bool:
+    there = world.of(service.name)
+    return not service.unserved() and len(there) >= service.wanted and all(i.started_ms > since_ms for i in there)
 
 
 @dataclass(frozen=True)
@@ -168,18 +173,11 @@ class TreeStrategy:
     name: str = "strategy"
 
     def plan(self, incident: Incident, world: World) -> Plan | None:
-        """See `Policy`. None where only the service itself is concerned: the built-in policies heal it."""
+        """See `Policy`. None where only an instance is concerned (one_for_one): the built-in policies heal that."""
         if incident.kind not in _DEATHS:
             return None
-        hit = [n for n in incident.services if n in world.services and _is_hit(world, world.services[n])]
-        names: set[str] = set()
-        for name in hit:
-            names |= set(on_exit(world.root, world.restarts, name, abnormal=True, now_ms=world.now_ms).start)
-        others = names - set(incident.services)
-        if not others:
-            return None
-        order = [n for level in start_levels(world.root) for n in level if n in names]
-        return plan_of(self.name, _about(incident), names, restart(world, order[::-1], order))
+        names = {name for name in incident.restart if name in world.services}
+        return _restart_of(self.name, incident, world, names) if names else None
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ class QuarantinePoison:
             for e in incident.evidence
             if e.shard is not None and world.services[e.service].shards[e.shard].refused is None
         ]
-        return plan_of(self.name, _about(incident), incident.services, [Phase(name="keep down", steps=steps)])
+        return plan_of(self.name, _about(incident), [], [Phase(name="keep down", steps=steps)])
 
 
 @dataclass(frozen=True)

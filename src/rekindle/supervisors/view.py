@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rekindle.supervisors.cluster import Node
-from rekindle.supervisors.control import Control
+from rekindle.supervisors.control import DEATHS_MAX, Control
 from rekindle.supervisors.decided import Owned
 from rekindle.supervisors.incidents import Ground
 from rekindle.supervisors.tree import Service, Supervisor
@@ -36,7 +36,12 @@ def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chanc
     zones = {node.name: node.zone for node in sight.nodes}
     instances = {
         name: InstanceView(
-            name, running.service, running.node, zones.get(running.node, ""), _is_up(sight.wards.get(name))
+            name,
+            running.service,
+            running.node,
+            zones.get(running.node, ""),
+            _is_up(sight.wards.get(name)),
+            running.started_ms,
         )
         for name, running in control.instances.items()
     }
@@ -79,7 +84,7 @@ def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], 
         tuple(owned.standbys),
         behind,
         owned.refused,
-        held,
+        held or owned.deaths >= DEATHS_MAX,
         sum(ward.asked.get(number, 0) for ward in wards.values()) if not served else 0,
         min(owned.position.sequence if owned.position else 0, spec.snapshot_every * SNAPSHOT_LAG),
     )

@@ -17,6 +17,7 @@ from rekindle.actors.frames import (
     BEGAN,
     CONTROLLER,
     ENDED,
+    FOLLOWED,
     GOODBYE,
     HELLO,
     LOST,
@@ -142,9 +143,15 @@ class Ward:
                 case [kind, shard, number, reason, error, position, seen] if kind == LOST:
                     self.serving.pop(shard, None)
                     self.lost.append((shard, number, reason, error, seen))
+                case [kind, positions, asked] if kind == POSITIONS:
+                    self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
+                    self.asked = asked
+                    continue
                 case [kind, positions] if kind == POSITIONS:
                     self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
                     continue
+                case [kind, follows] if kind == FOLLOWED:
+                    self.followed.update((shard, (Floor(*position), up)) for shard, position, up in follows)
                 case _:
                     continue
             self._changed()

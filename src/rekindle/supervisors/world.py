@@ -32,6 +32,7 @@ class InstanceView:
     node: str
     zone: str = ""
     up: bool = True
+    started_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
