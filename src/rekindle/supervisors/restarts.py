@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def is_final(self) -> bool:
-        """Whether even the root gave up: all is to be stopped, and stays so until somebody has looked."""
+        """Whether even the root gave up: all is to be stopped until somebody has looked, and then begins anew."""
         return self.by is None and bool(self.gave_up)
 
 
