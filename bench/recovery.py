@@ -187,7 +187,9 @@ async def takeover(run: Run) -> AsyncIterator[Row]:
             await fill(log, hosted.partition(shard), keys[shard], events)
         cluster = ProcessCluster(launch, ["a", "b"])
         stack.push_async_callback(cluster.close)
-        controller = Controller(takeover_app.name, takeover_app.tree, cluster, real_host(log, store, launch, quiet), "bench")
+        controller = Controller(
+            takeover_app.name, takeover_app.tree, cluster, real_host(log, store, launch, quiet), "bench"
+        )
         leading = asyncio.create_task(controller.run())
         client = await stack.enter_async_context(takeover_app.connect(log=url))
         bench = Takeover(cluster, controller, client, keys)

@@ -397,7 +397,9 @@ class Controller:
                 reason = f"poison: its replay was running at the death of {owned.deaths} instances"
                 self.host.say(f"{service}/{shard} is kept down: {reason}")
                 self._notice(
-                    Evidence(at_ms=self.decisions.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard)
+                    Evidence(
+                        at_ms=self.decisions.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard
+                    )
                 )
 
     def _notice_slow(self) -> None:
@@ -458,6 +460,8 @@ class Controller:
             self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "something else happened")
         for plan in await self.planning.plans(control, world, self._notice):
             self.decisions.put("propose", plan)
+            steps = sum(len(phase.steps) for phase in plan.phases)
+            self.host.say(f"plan {control.numbered} ({plan.policy}), {steps} steps: {plan.cause}")
 
     def _advance(self) -> None:
         for plan in self.decisions.control.active_plans():

@@ -197,9 +197,9 @@ def _with(names: list[str], name: str) -> list[str]:
 
 def kind_of(incident: Incident, ground: Ground) -> Kind:
     """What the incident looks like: the widest pattern that its evidence fits."""
-    signal = incident.evidence[0].signal
-    if signal in _APART or signal is Signal.LOG_AWAY:
-        return _OF_SIGNAL[signal]
+    signals = {evidence.signal for evidence in incident.evidence}
+    if len(signals) == 1 and signals <= _APART | {Signal.LOG_AWAY}:  # a death that comes with it weighs more
+        return _OF_SIGNAL[incident.evidence[0].signal]
     lost = _lost_nodes(incident, ground)
     if is_mass(lost, ground):
         return Kind.MASS_FAILURE
@@ -210,7 +210,6 @@ def kind_of(incident: Incident, ground: Ground) -> Kind:
         return Kind.FLAPPING
     if lost:
         return Kind.NODE_DEAD
-    signals = {evidence.signal for evidence in incident.evidence}
     return next((_OF_SIGNAL[s] for s in (Signal.HUNG, Signal.SILENT) if s in signals), Kind.INSTANCE_CRASH)
 
 

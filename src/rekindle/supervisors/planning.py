@@ -29,6 +29,10 @@ STEPS_MAX: Final = 10_000
 BESIDE: Final = frozenset({Kind.POISON})
 """Incidents whose plans touch no instance, so they speak for no service, and run beside all others."""
 
+NOT_DEATHS: Final = frozenset(
+    {Kind.GRAY, Kind.POISON, Kind.LOG_UNAVAILABLE, Kind.OVERLOAD, Kind.PLANNED_DRAIN, Kind.POLICY_FAILED}
+)
+
 
 class BadPlan(RekindleError):
     """A policy's plan cannot be carried out; the message says what is wrong with it."""
@@ -47,7 +51,7 @@ class Planning:
         busy = {name for plan in active for name in plan.services}
         beside = {plan.incident for plan in active if not plan.services}
         found: list[Plan] = []
-        for incident in control.open_incidents():
+        for incident in sorted(control.open_incidents(), key=_urgency):
             if incident.id in beside:
                 continue
             for plan in await self._answers(incident, world, busy, notice):
@@ -140,6 +144,11 @@ class Planning:
             case _:
                 whole = all(_is_whole(world, name) for name in incident.services if name in world.services)
                 return f"healed in {took}" if whole and not world.frozen else None
+
+
+def _urgency(incident: Incident) -> tuple[int, int]:
+    """Deaths before what is only slow, away or asked for: the plan of the first speaks for a service."""
+    return (incident.kind in NOT_DEATHS, incident.id)
 
 
 def _is_kept_down(evidence: Evidence, world: World) -> bool:

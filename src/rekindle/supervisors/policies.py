@@ -292,8 +292,9 @@ class Hold:
         """See `Policy`."""
         if incident.kind is not Kind.LOG_UNAVAILABLE:
             return None
-        names = [n for n in incident.services if n in world.services and world.services[n].unserved()]
-        steps = [Step(action=Place(service=n), guards=[LogThere()], deadline_s=600.0) for n in names]
+        waiting = [n for n in incident.services if n in world.services and world.services[n].unserved()]
+        names = [n for n in waiting if world.up(n)]
+        steps = [Step(action=Place(service=n), guards=[LogThere()]) for n in names]
         return plan_of(self.name, _about(incident), names, [Phase(name="serve again", steps=steps)])
 
 
