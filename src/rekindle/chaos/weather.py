@@ -131,9 +131,7 @@ class Weather:
 
     def _stop_controller(self, fault: Fault) -> bool:
         """It is taken for dead, another one leads; then it wakes up."""
-        process = _pick(self._controllers(), fault)
-        self.world.loop.call_later(fault.for_s * fault.pick, self.world.ensure_controller)
-        return self._pace(process, inf, fault)
+        return self._pace(_pick(self._controllers(), fault), inf, fault)
 
     # --- machines and what is between them -----------------------------------------------------------------------
 

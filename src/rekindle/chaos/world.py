@@ -13,6 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Final
 from zlib import crc32
@@ -30,7 +31,7 @@ from rekindle.chaos.weather import Weather
 from rekindle.chaos.workload import KEYS, Workload
 from rekindle.events import RekindleError, shard_of
 from rekindle.events.stores import LogStore
-from rekindle.supervisors import Backoff, Controller, Service, Supervisor, control_log
+from rekindle.supervisors import Backoff, Candidate, Service, Supervisor, control_log
 
 APP: Final = "simulated"
 SHARDS: Final = 4
@@ -38,6 +39,7 @@ INSTANCES: Final = 3
 SNAPSHOT_EVERY: Final = 20
 
 NODES: Final = 4
+CANDIDATES: Final = 2
 CLIENTS: Final = 3
 START_MAX_S: Final = 30.0
 HEAL_MAX_S: Final = 60.0
@@ -151,7 +153,7 @@ class World:
         await self.weather.make_up(FAULTS_MIN)
         self.note("=", "quiet")
         self.weather.end()
-        self.ensure_controller()
+        self.ensure_controllers()
         await self._operate()
         await self._until(lambda: self.acknowledged >= ACKNOWLEDGED_MIN, "too few commands are acknowledged")
         self.note("=", "end")
@@ -166,7 +168,7 @@ class World:
         await LogStore(self.log, APP, create=True).open()
         for _ in range(NODES):
             self.weather.add_node()
-        self.ensure_controller()
+        self.ensure_controllers()
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         until = self.loop.time() + HEAL_MAX_S
@@ -197,23 +199,24 @@ class World:
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
         return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
 
-    def ensure_controller(self) -> None:
-        """Somebody is to lead: a new one tries unless the last one, who has fenced the others, runs."""
-        if not (self.controllers and self.controllers[-1].runs):
+    def ensure_controllers(self) -> None:
+        """Somebody is to lead, and somebody to stand by. One that is stopped may wake up: it counts."""
+        while len(self.controllers) < CANDIDATES:
             self._names += 1
             process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
             self.controllers.append(process)
-            process.at_death.append(lambda: self._replace_controller(process))
+            process.at_death.append(partial(self._replace_controller, process))
             process.start(self._lead(process))
 
     def _replace_controller(self, process: Process) -> None:
         self.controllers.remove(process)
-        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controller)
+        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controllers)
 
     async def _lead(self, process: Process) -> None:
         reason = "a bug"
         try:
-            reason = await Controller(APP, self.root, self.cluster, self.host(process), process.name).run()
+            candidate = Candidate(APP, self.root, self.cluster, self.host(process), process.name)
+            reason = await candidate.run(f"{process.host}:0")
         except RekindleError as error:
             reason = repr(error)
         finally:

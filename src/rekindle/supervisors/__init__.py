@@ -4,6 +4,7 @@ Reading order: `tree` (what users declare), `control` (what is decided), `ward` 
 done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process).
 """
 
+from rekindle.supervisors.candidate import Candidate
 from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
 from rekindle.supervisors.control import Control, control_log
 from rekindle.supervisors.controller import Controller
@@ -36,6 +37,7 @@ __all__ = [
     "TEMPORARY",
     "TRANSIENT",
     "Backoff",
+    "Candidate",
     "Cluster",
     "Control",
     "Controller",

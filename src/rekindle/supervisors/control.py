@@ -18,6 +18,7 @@ from rekindle.supervisors.decided import (
     Counted,
     Decided,
     Declared,
+    Ended,
     Followed,
     Forced,
     Gone,
@@ -109,6 +110,8 @@ class Control(Entity):
     spawned: int = 0
     leader: str = ""
     leader_at: str = ""
+    beacon: str = ""
+    ended: bool = False
     declared: dict[str, int] = {}
     wanted: dict[str, int] = {}
     cordoned: dict[str, str] = {}
@@ -145,15 +148,17 @@ class Control(Entity):
             case Refused(service=service, shard=shard):
                 self.services[service][shard].refused = event.reason
                 self.services[service][shard].deaths = 0
-            case Started() | Gone() | Scaled() | Cordoned() | Leads():
+            case Started() | Gone() | Scaled() | Cordoned() | Leads() | Ended():
                 self._apply_to_cluster(event)
             case _:
                 self._apply_to_story(event)
 
-    def _apply_to_cluster(self, event: Started | Gone | Scaled | Cordoned | Leads) -> None:
+    def _apply_to_cluster(self, event: Started | Gone | Scaled | Cordoned | Leads | Ended) -> None:
         match event:
-            case Leads(name=name, address=address):
-                self.leader, self.leader_at = name, address
+            case Leads(name=name, console=console, beacon=beacon):
+                self.leader, self.leader_at, self.beacon, self.ended = name, console, beacon, False
+            case Ended():
+                self.ended = True
             case Started(incarnation=incarnation, running=running):
                 self.instances[incarnation] = running
                 self.spawned += 1
@@ -244,9 +249,14 @@ class Control(Entity):
     # --- what is decided: the cluster --------------------------------------------------------------------------------
 
     @command
-    def lead(self, name: str, address: str) -> None:
+    def lead(self, name: str, console: str, beacon: str) -> None:
         """Another controller leads from here on."""
-        self.emit(Leads(name=name, address=address, at_ms=self.now_ms))
+        self.emit(Leads(name=name, console=console, beacon=beacon, at_ms=self.now_ms))
+
+    @command
+    def end(self) -> None:
+        """The application was stopped: nobody is to lead until it is brought up again."""
+        self.emit(Ended(at_ms=self.now_ms))
 
     @command
     def declare(self, service: str, shards: int, instances: int = 1) -> None:

@@ -65,14 +65,16 @@ _OWN_FAULT: Final = frozenset({Kind.INSTANCE_CRASH, Kind.INSTANCE_HANG})
 class Controller:
     """Runs the services of one application."""
 
-    def __init__(self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, address: str = "") -> None:
+    def __init__(
+        self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, console: str = "", beacon: str = ""
+    ) -> None:
         self.app = app
         self.root = root
         self.services = {service.name: service for service in root.services()}
         self.cluster = cluster
         self.host = host
         self.name = name
-        self.address = address
+        self.addresses = (console, beacon)
         self.decisions = Decisions(app, name, host)
         self.orders = Orders(list(self.services.values()))
         self.planning = Planning(host)
@@ -129,7 +131,7 @@ class Controller:
     async def _begin(self) -> None:
         """Declare what is to run, adopt what runs already."""
         self.host.say(f"controller {self.name} leads {self.app!r} with term {self.decisions.term}")
-        await self.decisions.decide("lead", self.name, self.address)
+        await self.decisions.decide("lead", self.name, *self.addresses)
         for service in self.services.values():
             await self.decisions.decide("declare", service.name, service.shards, service.instances)
             for shard, owned in enumerate(self._owned(service.name)):
@@ -144,6 +146,16 @@ class Controller:
                 ward.die("not there when the controller began", proven=True, signal=Signal.CLOSED)
         self._published = False
 
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the claim on the control log."""
+        return self.decisions.leads
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was told to stop the application."""
+        return self._stopping
+
     def stop(self) -> None:
         """Stop the application: `run` kills its instances, gives up the lead and returns."""
         self._stopping = True
@@ -157,6 +169,7 @@ class Controller:
             self.decisions.put("gone", incarnation, "the application was stopped", [], [])
         for plan in self.decisions.control.active_plans():
             self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "the application was stopped")
+        self.decisions.put("end")
         await self.decisions.settle()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

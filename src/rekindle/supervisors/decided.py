@@ -69,10 +69,17 @@ class Declared(Event):
 
 
 class Leads(Event):
-    """Who leads, and where it is reached."""
+    """Who leads, and where it is reached: by operators, and by those who watch its pulse."""
 
     name: str
-    address: str
+    console: str
+    beacon: str
+    at_ms: int
+
+
+class Ended(Event):
+    """The application was stopped; nobody is to lead it until it is brought up again."""
+
     at_ms: int
 
 
@@ -199,6 +206,7 @@ class Said(Event):
 Decided: TypeAlias = (
     Declared
     | Leads
+    | Ended
     | Started
     | Gone
     | Assigned

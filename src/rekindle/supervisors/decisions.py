@@ -58,6 +58,11 @@ class Decisions:
         return self.host.now_ms() + self._ahead_ms
 
     @property
+    def leads(self) -> bool:
+        """Whether the claim in force is ours, as far as is known."""
+        return self._owner is not None and self._owner.shard.phase is Phase.OWNING
+
+    @property
     def error(self) -> RekindleError | None:
         """What ended its lead, if it was not another leader."""
         return None if self._owner is None else self._owner.error
