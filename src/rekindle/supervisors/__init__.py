@@ -9,7 +9,7 @@ from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
 from rekindle.supervisors.control import Control, control_log
 from rekindle.supervisors.controller import Controller
 from rekindle.supervisors.decisions import NotLeading
-from rekindle.supervisors.discovery import seeds
+from rekindle.supervisors.discovery import decided, seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
 from rekindle.supervisors.processes import ProcessCluster
 from rekindle.supervisors.restarts import History, Verdict, on_exit, start_levels
@@ -58,6 +58,7 @@ __all__ = [
     "Verdict",
     "check_tree",
     "control_log",
+    "decided",
     "load",
     "on_exit",
     "opened",

@@ -12,19 +12,29 @@ from rekindle.supervisors.control import KEY, Control, control_log
 log = logging.getLogger("rekindle")
 
 
-def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Sequence[str]]]:
-    """A function that reads the control log on from where it was, and gives the addresses of the instances in it."""
+def decided(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Control]]:
+    """A function that reads the control log on from where it was, and gives what is decided in it."""
     replica = Replica(control_log(app), 0, event_log, store, log.warning)
     loaded = False
 
-    async def addresses() -> Sequence[str]:
+    async def control() -> Control:
         nonlocal loaded
         if not loaded:
             await replica.load()
             loaded = True
         await replica.read()
-        control = replica.entity(KEY)
-        assert control is None or isinstance(control, Control), f"the control log holds a {type(control).__name__}"
-        return [] if control is None else [running.address for running in control.instances.values()]
+        found = replica.entity(KEY) or Control.describe().new(KEY)
+        assert isinstance(found, Control), f"the control log holds a {type(found).__name__}"
+        return found
+
+    return control
+
+
+def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Sequence[str]]]:
+    """A function that reads the control log on from where it was, and gives the addresses of the instances in it."""
+    control = decided(app, event_log, store)
+
+    async def addresses() -> Sequence[str]:
+        return [running.address for running in (await control()).instances.values()]
 
     return addresses

@@ -27,7 +27,7 @@ def place(current, seats, *, weights=None, standbys=0):
     names = [s.name for s in seats if s.open] or alive
     own = [
         o if o in alive else next((x for x in sb if x in alive), None)
-        for o, sb in zip(current.owners, current.standbys)
+        for o, sb in zip(current.owners, current.standbys, strict=True)
     ]
     un = [i for i, o in enumerate(own) if o is None]
     if un and names:
