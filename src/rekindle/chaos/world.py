@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
 
 from rekindle.actors import Host, Instance, Replica
@@ -27,11 +27,11 @@ from rekindle.chaos.reading import Reading, read
 from rekindle.chaos.simcluster import SimCluster
 from rekindle.chaos.simhost import KeptLog, host_of
 from rekindle.chaos.simwire import Net
-from rekindle.chaos.weather import Weather
+from rekindle.chaos.weather import SERVICE, Verb, Weather
 from rekindle.chaos.workload import KEYS, Workload
-from rekindle.events import RekindleError, shard_of
+from rekindle.events import RekindleError, session_name, shard_of
 from rekindle.events.stores import LogStore
-from rekindle.supervisors import Backoff, Candidate, Service, Supervisor, control_log
+from rekindle.supervisors import Backoff, Candidate, Control, Controller, Service, Supervisor, control_log
 
 APP: Final = "simulated"
 SHARDS: Final = 4
@@ -100,7 +100,9 @@ class World:
         self.seed = seed
         self.loop = new_loop()
         self.plan = plan or draw_plan(self.random("plan"))
-        self.service = Service("ledger", Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention)
+        self.service = Service(
+            SERVICE, Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention, standbys=self.plan.standbys
+        )
         self.root = Supervisor(APP, children=[self.service], backoff=Backoff(max_s=10.0))
         self.hosted = self.service.hosted(APP)
         self.net = Net(self.loop, self.random("net"))
@@ -112,6 +114,8 @@ class World:
         self.clients: list[Process] = []
         self.faults: list[str] = []
         self.operated = 0
+        self.leading: Controller | None = None
+        self._said = 0
         self.lines: list[str] = []
         self._chance = self.random("world")
         self._names = 0
@@ -215,13 +219,38 @@ class World:
     async def _lead(self, process: Process) -> None:
         reason = "a bug"
         try:
-            candidate = Candidate(APP, self.root, self.cluster, self.host(process), process.name)
+            candidate = Candidate(
+                APP, self.root, self.cluster, self.host(process), process.name, on_leading=self._on_leading
+            )
             reason = await candidate.run(f"{process.host}:0")
         except RekindleError as error:
             reason = repr(error)
         finally:
             self.note("-", f"{process.name} ended: {reason}")
             process.kill()
+
+    def _on_leading(self, controller: Controller) -> None:
+        self.leading = controller
+
+    def operate(self, verbs: Callable[[Control], list[Verb]]) -> bool:
+        """Somebody says something to who leads; whether anybody does. What is said may be refused, or get lost with them."""
+        controller = self.leading
+        process = next((p for p in self.controllers if controller is not None and p.name == controller.name), None)
+        if controller is None or process is None or not (process.runs and controller.leads):
+            return False
+        said = verbs(controller.decisions.control)
+        for verb, args in said:
+            self._said += 1
+            process.start(self._say_to(controller, self._said, verb, args))
+        return bool(said)
+
+    async def _say_to(self, controller: Controller, number: int, verb: str, args: list[Any]) -> None:
+        session = session_name(controller.decisions.now_ms(), b"operator")
+        try:
+            await controller.decisions.operate(session, number, number, verb, ["somebody", "why not", *args])
+        except RekindleError as refusal:
+            self.note("-", f"{verb} {args}: {refusal}")
+        controller.changed.set()
 
     def _client(self, name: str) -> Workload:
         process = Process(self.loop, name, name)
