@@ -129,7 +129,7 @@ class Ward:
                 case [kind, shard, number, reason, error, position, seen] if kind == LOST:
                     self.serving.pop(shard, None)
                     self.lost.append((shard, number, reason, error, seen))
-                case [kind, positions] if kind == POSITIONS:
+                case [kind, positions, _] if kind == POSITIONS:
                     self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
                     continue
                 case _:
