@@ -164,6 +164,7 @@ class World:
         for workload in asking:
             workload.asking = False
         await asyncio.sleep(LATE_S)
+        await self._operate()
         await self._audit()
 
     async def _prepare(self) -> None:

@@ -60,6 +60,9 @@ KEY: Final = "control"
 DEATHS_MAX: Final = 2
 """A command, or a shard's replay, that was running at the death of this many instances is refused as poison."""
 
+_OF_ITS_NODE: Final = (Signal.SILENT, Signal.NODE_GONE)
+"""What is said of a node, not of what runs on it."""
+
 PLANS_KEPT: Final = 100
 INCIDENTS_KEPT: Final = 200
 SAYINGS_KEPT: Final = 200
@@ -184,6 +187,7 @@ class Control(Entity):
             return
         if not gone.planned:
             self._disturb(running.service)
+        if gone.signal in _OF_ITS_NODE:
             self.flaps[running.node] = [*recent(self.flaps.get(running.node, ()), gone.at_ms), gone.at_ms]
             self.flaps = {node: kept for node, times in self.flaps.items() if (kept := recent(times, gone.at_ms))}
         for shard, owned in enumerate(self.services[running.service]):
@@ -274,11 +278,25 @@ class Control(Entity):
         self.emit(Started(incarnation=incarnation, running=running, plan=plan, step=step))
 
     @command
-    def gone(self, incarnation: str, reason: str, replaying: list[int], commands: list[tuple[bytes, int, str]]) -> None:
+    def gone(
+        self,
+        incarnation: str,
+        reason: str,
+        replaying: list[int],
+        commands: list[tuple[bytes, int, str]],
+        signal: Signal | None = None,
+    ) -> None:
         """An instance is dead, or given up."""
         if incarnation in self.instances:
             self.emit(
-                Gone(incarnation=incarnation, reason=reason, replaying=replaying, commands=commands, at_ms=self.now_ms)
+                Gone(
+                    incarnation=incarnation,
+                    reason=reason,
+                    replaying=replaying,
+                    commands=commands,
+                    at_ms=self.now_ms,
+                    signal=signal,
+                )
             )
 
     @command

@@ -326,7 +326,7 @@ class Controller:
                 self.decisions.put("stopped", ward.incarnation, ward.dead or "")
                 continue
             known = self.decisions.control.poison()
-            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed)
+            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed, ward.signal)
             self._notice_death(ward)
             self.acting.kill(ward.incarnation)
             for session, number, text in dict.fromkeys(blamed):

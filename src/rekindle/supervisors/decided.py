@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from rekindle.events import Event
-from rekindle.supervisors.incidents import Incident
+from rekindle.supervisors.incidents import Incident, Signal
 from rekindle.supervisors.plans import Plan, Standing, State
 
 
@@ -101,6 +101,7 @@ class Gone(Event):
     commands: list[tuple[bytes, int, str]] = []
     at_ms: int = 0
     planned: bool = False
+    signal: Signal | None = None
 
 
 class Assigned(Event):
