@@ -18,6 +18,7 @@ from rekindle.supervisors.decided import (
     Counted,
     Decided,
     Declared,
+    Disturbed,
     Ended,
     Followed,
     Forced,
@@ -151,6 +152,8 @@ class Control(Entity):
             case Refused(service=service, shard=shard):
                 self.services[service][shard].refused = event.reason
                 self.services[service][shard].deaths = 0
+            case Disturbed(service=service):
+                self._disturb(service)
             case Started() | Gone() | Scaled() | Cordoned() | Leads() | Ended():
                 self._apply_to_cluster(event)
             case _:
@@ -316,6 +319,17 @@ class Control(Entity):
         ]
         self.emit(Assigned(service=service, moves=numbered))
         return [(shard, number) for shard, number, _ in numbered]
+
+    @command
+    def lose(self, service: str, shard: int, above: int) -> None:
+        """A shard was given up by its owner: it belongs to nobody, and whoever has planned for its service plans anew."""
+        self._assign(service, [(shard, None)], above)
+        self.emit(Disturbed(service=service))
+
+    @command
+    def disturb(self, service: str) -> None:
+        """Something has changed for a service that plans have to take into account."""
+        self.emit(Disturbed(service=service))
 
     @command
     def observe(self, service: str, positions: list[tuple[int, Position]]) -> None:
