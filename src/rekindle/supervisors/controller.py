@@ -22,7 +22,7 @@ from rekindle.events import RekindleError
 from rekindle.supervisors.cluster import Cluster, Node
 from rekindle.supervisors.control import DEATHS_MAX, Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
-from rekindle.supervisors.placement import balance, place
+from rekindle.supervisors.placement import Placement, Seat, balance, place
 from rekindle.supervisors.tree import Service
 from rekindle.supervisors.ward import SUSPECT_S, Ward
 
@@ -232,10 +232,13 @@ class Controller:
     def _owned(self, service: str) -> list[Owned]:
         return self.decisions.control.services[service]
 
-    def _alive(self, service: str) -> list[str]:
-        return sorted(
-            ward.incarnation for ward in self.wards.values() if ward.alive and ward.running.service == service
-        )
+    def _alive(self, service: str) -> list[Seat]:
+        zones = {node.name: node.zone for node in self.nodes}
+        return [
+            Seat(ward.incarnation, ward.running.node, zones.get(ward.running.node, ""))
+            for ward in self.wards.values()
+            if ward.alive and ward.running.service == service
+        ]
 
     async def _reconcile(self) -> None:
         """One round: everything that can be decided now."""
@@ -327,8 +330,8 @@ class Controller:
                 await self.decisions.decide("refuse", service.name, shard, reason)
                 self._publish()
                 held.add(shard)
-        placed = place([o.incarnation for o in owned], alive)
-        moves = [(shard, to) for shard, to in enumerate(placed) if to != owned[shard].incarnation and shard not in held]
+        placed = place(Placement.of(o.incarnation for o in owned), alive, pinned=held)
+        moves = [(shard, to) for shard, to in enumerate(placed.owners) if to != owned[shard].incarnation]
         if moves:
             await self._assign(service, moves)
         else:
@@ -345,12 +348,10 @@ class Controller:
 
     async def _balance(self, service: Service) -> None:
         owned = self._owned(service.name)
-        placed = balance([o.incarnation for o in owned], self._alive(service.name), BALANCE_MOVES)
-        moves = [
-            (shard, to)
-            for shard, to in enumerate(placed)
-            if to != owned[shard].incarnation and owned[shard].refused is None
-        ]
+        refused = {shard for shard, o in enumerate(owned) if o.refused is not None}
+        current = Placement.of(o.incarnation for o in owned)
+        placed = balance(current, self._alive(service.name), moves_max=BALANCE_MOVES, pinned=refused)
+        moves = [(shard, to) for shard, to in enumerate(placed.owners) if to != owned[shard].incarnation]
         if moves:
             await self._assign(service, moves)
 
