@@ -133,7 +133,20 @@ def decode(value: bytes | None) -> Record:
         if len(head) == _COMMIT_FIELDS:
             _, version, kind, term, sequence, time, session, number, low, entity, entity_version, reply, trace = head
             if version == VERSION and COMMAND <= kind <= SNAPSHOTTED:
-                fields = (kind, term, sequence, time, session, number, low, entity, entity_version, reply, trace, events)
+                fields = (
+                    kind,
+                    term,
+                    sequence,
+                    time,
+                    session,
+                    number,
+                    low,
+                    entity,
+                    entity_version,
+                    reply,
+                    trace,
+                    events,
+                )
                 return build(Commit, fields)  # type: ignore[no-any-return]
         return _decode_rest(head[1], head[2], head)
     except (ValueError, TypeError, IndexError) as error:

@@ -70,8 +70,7 @@ class Session:
             self.low = low
         elif low > lowest:
             self._lift(low)
-        if time > self.seen:
-            self.seen = time
+        self.seen = max(self.seen, time)
         if number >= self.low:
             self.replies[number] = reply
 

@@ -26,8 +26,13 @@ from rekindle.supervisors.cluster import Cluster, Node
 from rekindle.supervisors.control import DEATHS_MAX
 from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
-from rekindle.supervisors.placement import Placement, Seat, balance, place
-from rekindle.supervisors.tree import Service
+from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
+from rekindle.supervisors.orders import Orders
+from rekindle.supervisors.planning import Planning
+from rekindle.supervisors.plans import Place, Plan, Standing, State, Stop, advance
+from rekindle.supervisors.restarts import on_exit
+from rekindle.supervisors.tree import Supervisor
+from rekindle.supervisors.view import Sight, ground_of, world_of
 from rekindle.supervisors.ward import SUSPECT_S, Ward
 from rekindle.supervisors.world import World
 
@@ -276,13 +281,27 @@ class Controller:
     def _owned(self, service: str) -> list[Owned]:
         return self.decisions.control.services[service]
 
-    def _alive(self, service: str) -> list[Seat]:
-        zones = {node.name: node.zone for node in self.nodes}
-        return [
-            Seat(ward.incarnation, ward.running.node, zones.get(ward.running.node, ""))
-            for ward in self.wards.values()
-            if ward.alive and ward.running.service == service
-        ]
+    async def _round(self) -> None:
+        """Everything that can be decided now; then, once it is in the log, everything that follows from it."""
+        self._bury()
+        self._hear_lost()
+        self._notice_slow()
+        world = self.world()
+        self._conclude(world)
+        await self._plan(world)
+        self._advance()
+        await self.decisions.settle()
+        self._act()
+
+    def world(self) -> World:
+        """What is known now."""
+        control, now_ms = self.decisions.control, self.decisions.now_ms()
+        return world_of(control, self._sight(), now_ms, frozen=self._is_frozen(now_ms), chance=self._chance())
+
+    def _sight(self) -> Sight:
+        return Sight(
+            self.root, self.wards, self.nodes, self._died_on, tuple(self._hold_until), dict(self.acting.starting)
+        )
 
     def _chance(self) -> float:
         return int.from_bytes(self.host.randomness(2), "big") / 0x10000
@@ -442,28 +461,15 @@ class Controller:
         self._pauses[what] = (pause, now + pause)
         self._hold_until[what] = now + pause
 
-    async def _give_away(self, service: Service) -> None:
-        """Orphaned shards go to the survivors at once."""
-        alive = self._alive(service.name)
-        if not alive or (self.spawning[service.name] and not self._has_served(service)):
-            return
-        owned = self._owned(service.name)
-        held = {
-            shard for shard, o in enumerate(owned) if o.refused is not None or (service.name, shard) in self._hold_until
-        }
-        for shard, o in enumerate(owned):
-            if o.deaths >= DEATHS_MAX and o.refused is None:
-                reason = f"poison: its replay was running at the death of {o.deaths} instances"
-                self.host.say(f"{service.name}/{shard} is kept down: {reason}")
-                await self.decisions.decide("refuse", service.name, shard, reason)
-                self._publish()
-                held.add(shard)
-        placed = place(Placement.of(o.incarnation for o in owned), alive, pinned=held)
-        moves = [(shard, to) for shard, to in enumerate(placed.owners) if to != owned[shard].incarnation]
-        if moves:
-            await self._assign(service, moves)
-        else:
-            self._send_missing(service)
+    def _conclude(self, world: World) -> None:
+        """Incidents of which nothing is left to be done are closed."""
+        control = self.decisions.control
+        busy = {name for plan in control.active_plans() for name in plan.services}
+        for incident in control.open_incidents():
+            outcome = self.planning.outcome_of(incident, world) if busy.isdisjoint(incident.services) else None
+            if outcome is not None:
+                closed = incident.model_copy(update={"closed_ms": world.now_ms, "outcome": outcome})
+                self.decisions.put("notice", closed)
 
     # --- plans -------------------------------------------------------------------------------------------------
 
@@ -478,14 +484,29 @@ class Controller:
             steps = sum(len(phase.steps) for phase in plan.phases)
             self.host.say(f"plan {control.numbered} ({plan.policy}), {steps} steps: {plan.cause}")
 
-    async def _balance(self, service: Service) -> None:
-        owned = self._owned(service.name)
-        refused = {shard for shard, o in enumerate(owned) if o.refused is not None}
-        current = Placement.of(o.incarnation for o in owned)
-        placed = balance(current, self._alive(service.name), moves_max=BALANCE_MOVES, pinned=refused)
-        moves = [(shard, to) for shard, to in enumerate(placed.owners) if to != owned[shard].incarnation]
-        if moves:
-            await self._assign(service, moves)
+    def _advance(self) -> None:
+        for plan in self.decisions.control.active_plans():
+            world = self.world()
+            changes = advance(plan, world, self.acting.failures(plan.id))
+            if not changes:
+                continue
+            starting = [c.step for c in changes if c.state is State.RUNNING]
+            places = {
+                number: self.planning.placed(world, step.action.service)
+                for number, _, step in plan.steps()
+                if number in starting and isinstance(step.action, Place)
+            }
+            self.decisions.put("advance", plan.id, changes, places)
+            self._published = False
+            if self.decisions.control.plans[plan.id].standing is Standing.FAILED:
+                self._on_failed(plan.id)
+
+    def _on_failed(self, number: int) -> None:
+        """A plan that failed counts as an exit of what it was for: the next one waits, longer each time."""
+        plan = self.decisions.control.plans[number]
+        self.host.say(f"plan {number} ({plan.cause}) failed: {plan.why}")
+        for service in plan.services:
+            self._count_exit(service, None)
 
     # --- acting ------------------------------------------------------------------------------------------------
 
