@@ -362,14 +362,23 @@ class Owner:
                 f"{self.partition}: outcome of an append of {len(batch)} records is unknown, claiming again: {error}"
             )
             base = -1
-        if shard.phase is not Phase.OWNING:
+        if shard.phase is not Phase.OWNING or (base >= 0 and shard.appended(base)) or self._gives_way():
             return
         if base < 0:
             await self._resolve_doubt(shard)
-        elif not shard.appended(base):
+        else:
             self.around.count("gap")
             await self._read(shard, base + len(batch))
             shard.settle()
+
+    def _gives_way(self) -> bool:
+        """Somebody else may have written, and the controller has named a newer owner: that will have been it. To look first
+        would keep those who wait here from going there; and a shard may be given up at any time."""
+        route = self.around.route(self.assignment.shard)
+        if route is None or route.assignment <= self.assignment.number:
+            return False
+        self.stop(f"fenced by assignment {route.assignment}, which is at {route.address}")
+        return True
 
     async def _append(self, batch: list[Keyed]) -> int:
         try:
