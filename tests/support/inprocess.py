@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,13 +43,19 @@ from rekindle.actors.frames import (
     CALL,
     CLIENT,
     CONTROLLER,
+    FOLLOW,
+    FOLLOWED,
     HELLO,
     LOST,
+    POSITIONS,
     PROTOCOL,
     PULSE,
     RELEASE,
     SERVING,
     TABLE,
+    TELL,
+    TOLD,
+    UNFOLLOWED,
     frame,
     parse,
 )
@@ -172,6 +179,21 @@ class Lost(NamedTuple):
     seen: int
 
 
+class Followed(NamedTuple):
+    """What a FOLLOWED frame says of a shard."""
+
+    position: Floor
+    caught_up: bool
+
+
+class Unfollowed(NamedTuple):
+    """An UNFOLLOWED frame."""
+
+    shard: int
+    reason: str
+    error: str
+
+
 class Controller:
     """The controller's end of a connection to an instance: gives orders, keeps what it hears."""
 
@@ -181,6 +203,10 @@ class Controller:
         self.numbers: dict[int, int] = {}
         self.serving: dict[int, int] = {}
         self.lost: list[Lost] = []
+        self.followed: dict[int, Followed] = {}
+        self.unfollowed: list[Unfollowed] = []
+        self.called: Counter[int] = Counter()
+        self.told: dict[int | str, list[Any]] = {}
         self._connection = connection
         self._heard = Watch()
         self._tables = itertools.count()
@@ -201,6 +227,17 @@ class Controller:
             case [kind, *rest] if kind == LOST:
                 lost = Lost(*rest)
                 self.lost.append(lost._replace(position=Floor(*lost.position)))
+            case [kind, followed] if kind == FOLLOWED:
+                self.followed.update(
+                    (shard, Followed(Floor(*position), caught_up)) for shard, position, caught_up in followed
+                )
+            case [kind, *rest] if kind == UNFOLLOWED:
+                self.unfollowed.append(Unfollowed(*rest))
+                self.followed.pop(rest[0], None)
+            case [kind, _, called] if kind == POSITIONS:
+                self.called.update(called)
+            case [kind, id, answer] if kind == TOLD:
+                self.told[id] = answer
             case _:
                 pass
 
@@ -215,6 +252,14 @@ class Controller:
     async def release(self, shard: int, *, term: int = TERM, over: Connection | None = None) -> None:
         """Take the shard away; as a controller of that term, over that connection."""
         await (over or self._connection).send(frame(RELEASE, term, [[shard, self.numbers[shard]]]))
+
+    async def follow(self, *shards: int, floor: Floor = NO_FLOOR, term: int = TERM) -> None:
+        """Have the instance follow these shards and no others."""
+        await self._connection.send(frame(FOLLOW, term, [[shard, floor] for shard in shards]))
+
+    async def tell(self, id: int | str, operation: str, *, term: int = TERM, **args: Any) -> None:
+        """Have the sidecar perform an operation."""
+        await self._connection.send(frame(TELL, term, id, operation, args))
 
     async def publish(self, refused: dict[int, str] | None = None) -> None:
         """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down."""
@@ -231,6 +276,41 @@ class Controller:
             return self.serving.get(shard) == self.numbers[shard]
 
         await self._heard.until(f"shard {shard} is served (lost so far: {self.lost})", holds, WAIT_S)
+
+    async def wait_caught_up(self, *shards: int) -> None:
+        """Until the instance follows these shards and has caught up with them."""
+
+        def holds() -> bool:
+            return all(shard in self.followed and self.followed[shard].caught_up for shard in shards)
+
+        await self._heard.until(f"{shards} are followed to the end, not {self.followed}", holds, WAIT_S)
+
+    async def wait_followed_to(self, shard: int, offset: int) -> None:
+        """Until the instance has read a shard up to an offset."""
+
+        def holds() -> bool:
+            return shard in self.followed and self.followed[shard].position.offset >= offset
+
+        await self._heard.until(f"shard {shard} is followed to {offset}", holds, WAIT_S)
+
+    async def wait_unfollowed(self, shard: int) -> Unfollowed:
+        """How the last follower of a shard has ended by itself."""
+
+        def found() -> list[Unfollowed]:
+            return [unfollowed for unfollowed in self.unfollowed if unfollowed.shard == shard]
+
+        await self._heard.until(f"shard {shard} is not followed any more", lambda: bool(found()), WAIT_S)
+        return found()[-1]
+
+    async def wait_called(self, shard: int, times: int) -> None:
+        """Until a shard was asked for so often that is not served."""
+        what = f"shard {shard} was asked for {times} times, not {self.called}"
+        await self._heard.until(what, lambda: self.called[shard] >= times, WAIT_S)
+
+    async def wait_told(self, id: int | str) -> list[Any]:
+        """What came of an operation."""
+        await self._heard.until(f"operation {id!r} is answered", lambda: id in self.told, WAIT_S)
+        return self.told.pop(id)
 
     async def wait_lost(self, shard: int) -> Lost:
         """How the shard's newest ownership ended."""

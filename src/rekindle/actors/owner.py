@@ -202,6 +202,8 @@ class Owner:
 
     async def _own(self, on_serving: Callable[[Owner], None]) -> None:
         shard = self.shard
+        if self._follower is not None and self.assignment.suspect:
+            self._follower.end()  # an instance died of what is read here: from now on it is read by name (`feed`)
         claimed = await self._claim(shard)
         if not await self._inherit(shard, claimed):
             await self._load_snapshot(shard)
@@ -247,10 +249,7 @@ class Owner:
     async def _inherit(self, shard: Shard, claimed: int) -> bool:
         """Go on with what a follower of the shard has in memory here, own claim included; whether there is such a one."""
         follower, self._follower = self._follower, None
-        if follower is None:
-            return False
-        # What an instance died of is read by name (`feed`), so not by the follower.
-        replica = await follower.hand_over(0 if self.assignment.suspect else claimed + 1)
+        replica = await follower.hand_over(0 if self.assignment.suspect else claimed + 1) if follower else None
         if replica is None:
             return False
         shard.fold, shard.entities, shard.since_snapshot = replica.fold, replica.entities, replica.since_snapshot
