@@ -8,7 +8,7 @@ cut, spoiled and trimmed; readers and stores are held where the order of things 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,15 +32,6 @@ KEY = key_in(0)
 AWAY_S = 0.3
 ABOVE_ALL = 10**6
 """An assignment, for a claim that nobody made."""
-
-
-class RegrownLog(GatedLog):
-    """A log that can be cut and has grown again before anybody looks."""
-
-    def regrow(self, partition: Partition, end: int, values: Sequence[bytes]) -> None:
-        """Lose what is from offset `end` on, and have these there instead."""
-        self.truncate(partition, end)
-        self._shelf(partition).put([(None, value) for value in values])
 
 
 class HeldLog(SimulatedLog):
@@ -77,7 +68,11 @@ class SlowStore(DirectoryStore):
 
 @asynccontextmanager
 async def owner_and_standby(
-    log: EventLog, *, seen_by_standby: EventLog | None = None, store: SnapshotStore | None = None, hosted: Hosted = TALLY
+    log: EventLog,
+    *,
+    seen_by_standby: EventLog | None = None,
+    store: SnapshotStore | None = None,
+    hosted: Hosted = TALLY,
 ) -> AsyncGenerator[tuple[Stage, Stage]]:
     """An instance that owns everything, and one that owns nothing and follows nothing yet."""
     async with (
@@ -102,9 +97,9 @@ async def add(stage: Stage, times: int) -> int:
     return total
 
 
-async def follow_to_the_end(owner: Stage, standby: Stage, **options: Floor) -> None:
+async def follow_to_the_end(owner: Stage, standby: Stage) -> None:
     """Have the standby follow shard 0, and wait until it knows all that the owner knows."""
-    await standby.controller.follow(0, **options)
+    await standby.controller.follow(0)
     await standby.controller.wait_caught_up(0)
     await standby.controller.wait_followed_to(0, owner.owner().position.offset)
 
@@ -187,23 +182,19 @@ async def test_while_the_log_is_away_a_follower_waits() -> None:
 
 # What ends a follower
 
-SPOILED: dict[str, tuple[Callable[[RegrownLog, Partition], None], str]] = {
+
+def cut_and_grow(log: GatedLog, partition: Partition) -> None:
+    """Behind the back of one who is at offset 4: what it reads there was written under a claim that it never saw."""
+    log.truncate(partition, 2)
+    log.put(partition, encode(Claim(ABOVE_ALL, "who", 0)), *(barrier(term=2, sequence=n) for n in (2, 3, 4)))
+
+
+SPOILED: dict[str, tuple[Callable[[GatedLog, Partition], None], str]] = {
     "cut": (lambda log, partition: log.truncate(partition, 2), "LogTruncated"),
     "made anew": (lambda log, partition: log.recreate(partition.topic), "LogTruncated"),
-    "written by a newer build": (
-        lambda log, partition: log.regrow(partition, ABOVE_ALL, [pack([[MARK, VERSION + 1, COMMAND], []])]),
-        "NewerRecord",
-    ),
-    "damaged": (
-        lambda log, partition: log.regrow(partition, ABOVE_ALL, [pack([[MARK, VERSION, COMMAND], []])]),
-        "LogDamaged",
-    ),
-    "cut, and grown again behind its back": (
-        lambda log, partition: log.regrow(
-            partition, 2, [encode(Claim(ABOVE_ALL, "who", 0)), *(barrier(term=2, sequence=n) for n in (2, 3, 4))]
-        ),
-        "LogTruncated",
-    ),
+    "of a newer build": (lambda log, at: log.put(at, pack([[MARK, VERSION + 1, COMMAND], []])), "NewerRecord"),
+    "damaged": (lambda log, partition: log.put(partition, pack([[MARK, VERSION, COMMAND], []])), "LogDamaged"),
+    "cut, and grown again": (cut_and_grow, "LogTruncated"),
 }
 
 
@@ -215,9 +206,9 @@ def barrier(term: int, sequence: int) -> bytes:
 @pytest.mark.parametrize(("spoil", "error"), SPOILED.values(), ids=SPOILED.keys())
 @in_loop
 async def test_what_makes_its_state_worthless_ends_it_and_is_said(
-    spoil: Callable[[RegrownLog, Partition], None], error: str
+    spoil: Callable[[GatedLog, Partition], None], error: str
 ) -> None:
-    async with owner_and_standby(log := RegrownLog()) as (owner, standby):
+    async with owner_and_standby(log := GatedLog()) as (owner, standby):
         await add(owner, 3)  # one claim and three commits: the log ends at offset 4
         await follow_to_the_end(owner, standby)
         spoil(log, owner.partition())
@@ -229,7 +220,7 @@ async def test_what_makes_its_state_worthless_ends_it_and_is_said(
 
 @in_loop
 async def test_one_that_has_ended_is_begun_again_by_the_next_list() -> None:
-    async with owner_and_standby(log := RegrownLog()) as (owner, standby):
+    async with owner_and_standby(log := GatedLog()) as (owner, standby):
         await add(owner, 3)
         await follow_to_the_end(owner, standby)
         log.truncate(owner.partition(), 2)
@@ -360,7 +351,7 @@ async def test_an_owner_that_loses_its_shard_follows_it_if_it_is_told_to() -> No
 
 @in_loop
 async def test_a_log_that_was_cut_is_found_by_an_owner_that_was_warm() -> None:
-    async with owner_and_standby(log := RegrownLog()) as (owner, standby):
+    async with owner_and_standby(GatedLog()) as (owner, standby):
         await add(owner, 3)
         await follow_to_the_end(owner, standby)
         position = owner.owner().position

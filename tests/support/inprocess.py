@@ -116,7 +116,7 @@ def key_in(shard: int, shards: int = 2, prefix: str = "key") -> str:
 
 
 class GatedLog(SimulatedLog):
-    """A simulated log without faults whose appends a test can hold, or have refused."""
+    """A simulated log without faults whose appends a test can hold, or have refused; and which it can change at once."""
 
     def __init__(self) -> None:
         super().__init__(Random(0))
@@ -124,6 +124,11 @@ class GatedLog(SimulatedLog):
         self.gate.set()
         self.held = 0
         self.refusals: list[Exception] = []
+
+    def put(self, partition: Partition, *values: bytes) -> None:
+        """Have these in the log, before anybody else does anything."""
+        self._shelf(partition).put([(None, value) for value in values])
+        self._followers.wake(partition)
 
     async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
         """See `EventLog`."""
@@ -261,11 +266,14 @@ class Controller:
         """Have the sidecar perform an operation."""
         await self._connection.send(frame(TELL, term, id, operation, args))
 
-    async def publish(self, refused: dict[int, str] | None = None) -> None:
-        """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down."""
+    async def publish(self, refused: dict[int, str] | None = None, moved: dict[int, Route] | None = None) -> None:
+        """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down, or
+        is somebody else's."""
         shards = range(self.hosted.shards)
         owned = self.numbers.keys() - (refused or {}).keys()
         routes = [Route(self.address, self.numbers[shard]) if shard in owned else None for shard in shards]
+        for shard, route in (moved or {}).items():
+            routes[shard] = route
         table = Table((TERM, next(self._tables)), {self.hosted.name: routes}, {self.hosted.name: refused or {}})
         await self._connection.send(frame(TABLE, *table.dump()))
 

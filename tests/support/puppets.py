@@ -150,7 +150,6 @@ class Script:
         what = f"{puppet.name} gives up {owned}"
         await self._watch.until(what, lambda: all(owning in puppet.lost for owning in owned), STEP_MAX_S)
 
-
     async def wait_warm(self, puppet: Puppet, shards: Sequence[int]) -> None:
         """Until it follows all of these and has caught up with them since it has lost them."""
         owned = [owning for owning in puppet.serving if owning.shard in shards]

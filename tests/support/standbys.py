@@ -1,9 +1,9 @@
 """Instances of one service in one event loop, over the real wire and a real log, with a script for a controller.
 
-    async with standbys(hosted, place) as stage:            # the first owns every shard, all follow what they do not own
-        async with load(stage.client, stage.history, ["ledger"]):
-            await stage.move([3], to=stage.puppets[1])      # warm; back when it serves
-    verdict = await stage.verdict()
+async with standbys(hosted, place) as stage:            # the first owns every shard, all follow what they do not own
+    async with load(stage.client, stage.history, ["ledger"]):
+        await stage.move([3], to=stage.puppets[1])      # warm; back when it serves
+verdict = await stage.verdict()
 """
 
 from __future__ import annotations
