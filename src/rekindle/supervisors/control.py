@@ -139,11 +139,11 @@ class Control(Entity):
                 for shard, number, owner in moves:
                     owned = self.services[service][shard]
                     owned.number, owned.incarnation = number, owner
-                    if owner in owned.standbys:
-                        owned.standbys = [name for name in owned.standbys if name != owner]
+                    owned.standbys = [name for name in owned.standbys if self._is_elsewhere(name, owner)]
             case Followed(service=service, moves=moves):
                 for shard, names in moves:
-                    self.services[service][shard].standbys = [n for n in names if n in self.instances]
+                    owner = self.services[service][shard].incarnation
+                    self.services[service][shard].standbys = [n for n in names if n in self.instances and n != owner]
             case Observed(service=service, positions=positions):
                 for shard, position in positions:
                     self.services[service][shard].position = position
@@ -195,6 +195,11 @@ class Control(Entity):
                 owned.standbys = [name for name in owned.standbys if name != gone.incarnation]
             if shard in gone.replaying:
                 owned.deaths += 1
+
+    def _is_elsewhere(self, standby: str, owner: str | None) -> bool:
+        """Whether the owner's death leaves the standby: one on the owner's node is none."""
+        one, other = self.instances.get(standby), self.instances.get(owner or "")
+        return one is None or other is None or one.node != other.node
 
     def _disturb(self, service: str) -> None:
         self.disturbed[service] = self.disturbed.get(service, 0) + 1

@@ -56,16 +56,25 @@ def _lag(behind: int | None, name: str) -> tuple[bool, int, str]:
     return (behind is None, behind or 0, name)
 
 
+def resting(service: ServiceView) -> set[int]:
+    """Shards that are not to be served now: nothing is moved for them, or because of them."""
+    return {number for number, shard in enumerate(service.shards) if not shard.may_be_served}
+
+
+def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
+    """Where the shards that have nobody are to go: the most caught up standby of each, else the survivors."""
+    current = placement_of(service)
+    placed = place(
+        current, seats_of(world, service), standbys=service.spec.standbys, pinned=resting(service)
+    )
+    owners = zip(current.owners, placed.owners, strict=True)
+    return [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
+
+
 def own_orphans(world: World, service: ServiceView) -> list[Phase]:
     """Shards without an owner go to their most caught up standby, else to the survivors; nothing else moves."""
-    placed = place(placement_of(service), seats_of(world, service))
-    moves = [
-        (number, to)
-        for number, to in enumerate(placed.owners)
-        if to is not None and to != service.shards[number].owner and service.shards[number].may_be_served
-    ]
     by_target: dict[str, list[tuple[int, str | None]]] = {}
-    for number, to in moves:
+    for number, to in homes(world, service):
         by_target.setdefault(to, []).append((number, to))
     steps = [Step(action=Own(service=service.name, moves=moves)) for _, moves in sorted(by_target.items())]
     return [Phase(name=f"own {service.name}", steps=steps)] if steps else []
@@ -121,10 +130,12 @@ def _just_died(node: NodeView, now_ms: int) -> bool:
 
 
 def follow(world: World, service: ServiceView) -> list[Phase]:
-    """Let standbys follow where some are missing."""
-    if not service.spec.standbys:
+    """Let standbys follow where some are missing, and no more where there are too many."""
+    if not service.spec.standbys and not any(shard.standbys for shard in service.shards):
         return []
-    placed = place(placement_of(service), seats_of(world, service), standbys=service.spec.standbys)
+    placed = place(
+        placement_of(service), seats_of(world, service), standbys=service.spec.standbys, pinned=resting(service)
+    )
     moves = [
         (number, list(names))
         for number, names in enumerate(placed.standbys)
@@ -141,12 +152,15 @@ def rebalance(
 ) -> list[Phase]:
     """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
     current = placement_of(service)
-    placed = balance(current, seats_of(world, service, without), moves_max=moves_max)
-    moves = [
-        (number, to)
-        for number, (was, to) in enumerate(zip(current.owners, placed.owners, strict=True))
-        if was != to and to is not None and service.shards[number].may_be_served
-    ]
+    placed = balance(
+        current,
+        seats_of(world, service, without),
+        moves_max=moves_max,
+        standbys=service.spec.standbys,
+        pinned=resting(service),
+    )
+    owners = zip(current.owners, placed.owners, strict=True)
+    moves = [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
     return move(service, moves) if moves else []
 
 
@@ -165,16 +179,17 @@ def move(service: ServiceView, moves: Sequence[tuple[int, str]]) -> list[Phase]:
     return [*(phases if warm else []), Phase(name=f"move {name}", steps=steps)]
 
 
-def recover(world: World, service: ServiceView) -> list[Phase]:
-    """The whole way back: orphans to the survivors at once, instances replaced, standbys following."""
+def mend(world: World, service: ServiceView) -> list[Phase]:
+    """Orphans to the survivors at once, instances replaced; shards of which nothing survives wait for the new ones."""
+    starting = replace(world, service)
+    waiting = service.unserved() and not world.up(service.name) and (starting or world.of(service.name))
     placing = [Phase(name=f"place {service.name}", steps=[Step(action=Place(service=service.name))])]
-    orphaned = service.unserved() and not world.up(service.name)
-    return [
-        *own_orphans(world, service),
-        *replace(world, service),
-        *(placing if orphaned else []),
-        *follow(world, service),
-    ]
+    return [*own_orphans(world, service), *starting, *(placing if waiting else [])]
+
+
+def recover(world: World, service: ServiceView) -> list[Phase]:
+    """The whole way back: all that is missing is mended, then standbys follow."""
+    return [*mend(world, service), *follow(world, service)]
 
 
 def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: int) -> list[Phase]:

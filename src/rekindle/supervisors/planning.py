@@ -14,11 +14,10 @@ from rekindle.actors import Host
 from rekindle.events import RekindleError
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
-from rekindle.supervisors.parts import placement_of, seats_of
-from rekindle.supervisors.placement import place
-from rekindle.supervisors.plans import Follow, Own, Perform, Plan, Standing, Start, Stop
+from rekindle.supervisors.parts import homes
+from rekindle.supervisors.plans import Follow, Own, Perform, Place, Plan, Standing, Start, State, Stop
 from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, missing, upkeep
-from rekindle.supervisors.world import World
+from rekindle.supervisors.world import ServiceView, World
 
 PLAN_MAX_S: Final = 2.0
 """A user's policy that takes longer is passed over."""
@@ -116,14 +115,7 @@ class Planning:
 
     def placed(self, world: World, service: str) -> list[tuple[int, str | None]]:
         """Where the orphans of a service are to go now."""
-        view = world.services[service]
-        current = placement_of(view)
-        owners = place(current, seats_of(world, view)).owners
-        return [
-            (number, to)
-            for number, to in enumerate(owners)
-            if to is not None and to != current.owners[number] and view.shards[number].may_be_served
-        ]
+        return list(homes(world, world.services[service]))
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""
@@ -144,6 +136,34 @@ class Planning:
             case _:
                 whole = all(_is_whole(world, name) for name in incident.services if name in world.services)
                 return f"healed in {took}" if whole and not world.frozen else None
+
+
+def is_stale(plan: Plan, world: World) -> bool:
+    """Whether a plan was made for another world than this: something has happened to its services since, one of them does
+    not exist any more, or shards wait that it has no owner for. A paused plan is an operator's, and stays."""
+    if plan.standing is not Standing.RUNNING:
+        return False
+    return any(
+        name not in world.services or world.services[name].disturbed != seen or _neglects(plan, world.services[name], world)
+        for name, seen in plan.basis.items()
+    )
+
+
+def _neglects(plan: Plan, service: ServiceView, world: World) -> bool:
+    """Whether shards have nobody, somebody could have them, and no step that is still to begin sees to that."""
+    orphans = {number for number in service.unserved() if service.shards[number].owner is None}
+    if not orphans or not world.up(service.name):
+        return False
+    for _, _, step in plan.steps():
+        waits = step.state in (State.PENDING, State.BLOCKED)
+        match step.action:
+            case Place(service=name) if name == service.name and waits:
+                return False
+            case Own(service=name, moves=moves) if name == service.name:
+                orphans -= {number for number, to in moves if to is None or (waits and world.is_up(to))}
+            case _:
+                pass
+    return bool(orphans)
 
 
 def _urgency(incident: Incident) -> tuple[int, int]:

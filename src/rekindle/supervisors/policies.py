@@ -24,6 +24,7 @@ from rekindle.supervisors.parts import (
     MOVES_AT_ONCE,
     START_DEADLINE_S,
     levelled,
+    mend,
     own_orphans,
     plan_of,
     rebalance,
@@ -262,9 +263,9 @@ class Drain:
 
 
 def _leave(world: World, service: ServiceView) -> list[Phase]:
-    starting = replace(world, service)
-    if starting:
-        return starting
+    mending = mend(world, service)
+    if mending:
+        return mending
     moving = rebalance(world, service, moves_max=MOVES_AT_ONCE)
     if moving:
         return moving

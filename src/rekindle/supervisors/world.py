@@ -84,13 +84,13 @@ class ServiceView:
         )
 
     def is_followed_as(self, moves: Iterable[tuple[int, Sequence[str]]], instances: Mapping[str, InstanceView]) -> bool:
-        """Whether these standbys have caught up; one that has died cannot."""
-        return all(
-            self.shards[number].behind.get(name) is not None
-            for number, names in moves
-            for name in names
-            if name in instances
-        )
+        """Whether exactly these standbys follow and have caught up; one that has died, or owns the shard, cannot."""
+        return all(_follow(self.shards[number], [n for n in names if n in instances]) for number, names in moves)
+
+
+def _follow(shard: ShardView, names: Iterable[str]) -> bool:
+    wanted = {name for name in names if name != shard.owner}
+    return wanted == set(shard.standbys) and all(shard.behind.get(name) is not None for name in wanted)
 
 
 @dataclass(frozen=True, slots=True)
