@@ -28,6 +28,7 @@ from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
 from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
+from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
 from rekindle.supervisors.plans import Place, Plan, Standing, State, Stop, advance
 from rekindle.supervisors.restarts import on_exit
@@ -51,6 +52,9 @@ STARTS_MAX_S: Final = 10.0
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
+STALL_MS: Final = 90_000
+"""A plan in which nothing changes for so long is made anew: longer than any pause before a restart."""
+
 FREEZE_MS: Final = 30_000
 """After a mass failure, what can wait does so for this long after the last death. Shorter than what orchestrators use (120 s):
 here nothing is copied when a shard moves, and a wrong move loses nothing."""
@@ -86,6 +90,7 @@ class Controller:
         self._stopping = False
         self._suspected_at: dict[tuple[str, int], float] = {}
         self._hold_until: dict[tuple[str, int], float] = {}
+        self._released: set[str] = set()
         self._pauses: dict[tuple[str, int], tuple[float, float]] = {}
         self._degraded: dict[str, tuple[float, str]] = {}
         self._observed: dict[tuple[str, int], Floor] = {}
@@ -233,6 +238,7 @@ class Controller:
             for ward in peers:
                 ward.compare([other.lag_ms for other in peers if other is not ward])
         if any(until <= now for until in self._hold_until.values()):
+            self._released.update(service for (service, _), until in self._hold_until.items() if until <= now)
             self._hold_until = {what: until for what, until in self._hold_until.items() if until > now}
             self.changed.set()
 
@@ -423,7 +429,10 @@ class Controller:
                 ward.is_gray = False
 
     def _hear_lost(self) -> None:
-        """Instances that gave up a shard by themselves."""
+        """Instances that gave up a shard by themselves; and shards that were left alone for long enough."""
+        for service in sorted(self._released):
+            self.decisions.put("disturb", service)
+        self._released.clear()
         for ward in [w for w in self.wards.values() if w.lost and w.running.service in self.services]:
             lost, ward.lost = ward.lost, []
             for shard, number, reason, error, seen in lost:
@@ -441,7 +450,7 @@ class Controller:
             if error == "LogUnavailable":
                 self._notice(self._evidence(ward, Signal.LOG_AWAY, reason))
         # A higher assignment than our own may have been met: go on above it.
-        self.decisions.put("assign", service, [(shard, None)], seen)
+        self.decisions.put("lose", service, shard, seen)
         self._published = False
 
     def _back_off(self, what: tuple[str, int]) -> None:
@@ -468,9 +477,9 @@ class Controller:
     async def _plan(self, world: World) -> None:
         """Plan for what has no plan, or none that knows of everything that has happened since."""
         control = self.decisions.control
-        stale = [plan for plan in control.active_plans() if _is_stale(plan, world)]
-        for plan in stale:
-            self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "something else happened")
+        for plan in control.active_plans():
+            if (why := _why_stale(plan, world)) is not None:
+                self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, why)
         for plan in await self.planning.plans(control, world, self._notice):
             self.decisions.put("propose", plan)
             steps = sum(len(phase.steps) for phase in plan.phases)
@@ -484,7 +493,7 @@ class Controller:
                 continue
             starting = [c.step for c in changes if c.state is State.RUNNING]
             places = {
-                number: self.planning.placed(world, step.action.service)
+                number: homes(world, world.services[step.action.service])
                 for number, _, step in plan.steps()
                 if number in starting and isinstance(step.action, Place)
             }
@@ -531,11 +540,16 @@ class Controller:
             self.up.set()
 
 
-def _is_stale(plan: Plan, world: World) -> bool:
-    """Whether something has happened to its services that it was not made for. A paused one is an operator's."""
-    return plan.standing is Standing.RUNNING and any(
-        world.services[name].disturbed != seen for name, seen in plan.basis.items() if name in world.services
-    )
+def _why_stale(plan: Plan, world: World) -> str | None:
+    """Why a plan has to be made anew: something has happened that it was not made for, or it comes to nothing. A paused
+    one is an operator's."""
+    if plan.standing is not Standing.RUNNING:
+        return None
+    if any(world.services[n].disturbed != seen for n, seen in plan.basis.items() if n in world.services):
+        return "something else happened"
+    last_ms = max((step.since_ms for _, _, step in plan.steps()), default=plan.made_ms)
+    still_ms = world.now_ms - max(last_ms, plan.made_ms)
+    return f"nothing has changed for {still_ms} ms" if still_ms > STALL_MS else None
 
 
 def _named(blamed: Sequence[tuple[bytes, int, str]], replaying: Sequence[int]) -> str:

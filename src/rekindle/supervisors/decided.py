@@ -111,6 +111,12 @@ class Assigned(Event):
     moves: list[tuple[int, int, str | None]]
 
 
+class Disturbed(Event):
+    """Something has happened to a service that a plan made before does not know of."""
+
+    service: str
+
+
 class Followed(Event):
     """Instances are to follow shards: [shard, incarnations]."""
 
@@ -211,6 +217,7 @@ Decided: TypeAlias = (
     | Started
     | Gone
     | Assigned
+    | Disturbed
     | Followed
     | Observed
     | Refused

@@ -6,6 +6,7 @@ Built-in policies are a few of them in a row; a user's policy puts them together
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace as replace_fields
 from typing import Final
 
 from rekindle.supervisors.placement import Placement, Seat, balance, place
@@ -62,17 +63,21 @@ def resting(service: ServiceView) -> set[int]:
 
 
 def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
-    """Where the shards that have nobody are to go: the most caught up standby of each, else the survivors."""
+    """Where shards without an owner go: to their most caught up standby, else to the survivors. Nothing else moves.
+
+    Where every survivor is to be emptied, they serve all the same: a drain can wait, callers cannot.
+    """
+    seats = seats_of(world, service)
+    if not any(seat.open for seat in seats):
+        seats = [replace_fields(seat, open=True) for seat in seats]
     current = placement_of(service)
-    placed = place(
-        current, seats_of(world, service), standbys=service.spec.standbys, pinned=resting(service)
-    )
+    placed = place(current, seats, pinned=resting(service))
     owners = zip(current.owners, placed.owners, strict=True)
     return [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
 
 
 def own_orphans(world: World, service: ServiceView) -> list[Phase]:
-    """Shards without an owner go to their most caught up standby, else to the survivors; nothing else moves."""
+    """Shards without an owner get one (`homes`)."""
     by_target: dict[str, list[tuple[int, str | None]]] = {}
     for number, to in homes(world, service):
         by_target.setdefault(to, []).append((number, to))
@@ -133,9 +138,8 @@ def follow(world: World, service: ServiceView) -> list[Phase]:
     """Let standbys follow where some are missing, and no more where there are too many."""
     if not service.spec.standbys and not any(shard.standbys for shard in service.shards):
         return []
-    placed = place(
-        placement_of(service), seats_of(world, service), standbys=service.spec.standbys, pinned=resting(service)
-    )
+    seats, standbys = seats_of(world, service), service.spec.standbys
+    placed = place(placement_of(service), seats, standbys=standbys, pinned=resting(service))
     moves = [
         (number, list(names))
         for number, names in enumerate(placed.standbys)
@@ -152,13 +156,8 @@ def rebalance(
 ) -> list[Phase]:
     """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
     current = placement_of(service)
-    placed = balance(
-        current,
-        seats_of(world, service, without),
-        moves_max=moves_max,
-        standbys=service.spec.standbys,
-        pinned=resting(service),
-    )
+    seats, standbys = seats_of(world, service, without), service.spec.standbys
+    placed = balance(current, seats, moves_max=moves_max, standbys=standbys, pinned=resting(service))
     owners = zip(current.owners, placed.owners, strict=True)
     moves = [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
     return move(service, moves) if moves else []

@@ -17,11 +17,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, dropwhile, islice
+from itertools import chain, dropwhile
 from typing import Final
 from zlib import crc32
 
@@ -40,7 +40,7 @@ IDLE_SHARE: Final = 0.05
 """What a shard costs without any load, as a share of the average load: idle ones would else pile up on one seat."""
 
 TRIES_MAX: Final = 64
-"""How many shards of a hot seat are looked at to find the one that moves."""
+"""How many shards of a hot seat that may move are looked at for one that can change places with its standby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +170,9 @@ class _Load:
         self.seats = seats
         self.amounts = amounts
 
-    def level(self, name: str) -> float:
-        """The seat's load per capacity."""
-        return self.amounts[name] / self.seats[name].capacity
+    def level(self, name: str, weight: float = 0.0) -> float:
+        """The seat's load per capacity, with so much more on it."""
+        return (self.amounts[name] + weight) / self.seats[name].capacity
 
     def shift(self, weight: float, giver: str | None, receiver: str | None) -> None:
         if giver is not None:
@@ -180,21 +180,39 @@ class _Load:
         if receiver is not None:
             self.amounts[receiver] += weight
 
-    def coolest(self, others: Collection[str] = ()) -> str | None:
-        """The seat for one more copy of a shard that has copies on `others`: in another zone, else on another node."""
-        return self.coolest_apart(others) or self._by_node.outside({self.seats[name].node for name in others})
+    def coolest(self, weight: float = 0.0, others: Collection[str] = ()) -> str | None:
+        """The seat that is coolest with one more copy, of a shard that has copies on `others`."""
+        return next(iter(self.candidates(weight, others)), None)
 
-    def coolest_apart(self, others: Collection[str]) -> str | None:
+    def candidates(self, weight: float, others: Collection[str]) -> list[str]:
+        """The coolest seat of each size, the best one first: in another zone, else on another node."""
+        return self.candidates_apart(weight, others) or self._ranked(
+            weight, self._by_node, {self.seats[name].node for name in others}
+        )
+
+    def candidates_apart(self, weight: float, others: Collection[str]) -> list[str]:
         """The same, but in another zone or nowhere."""
-        return self._by_zone.outside({self.seats[name].zone for name in others})
+        return self._ranked(weight, self._by_zone, {self.seats[name].zone for name in others})
+
+    def _ranked(self, weight: float, sizes: Iterable[_Coolest], avoided: Collection[str]) -> list[str]:
+        found = [name for seats in sizes if (name := seats.outside(avoided)) is not None]
+        return sorted(found, key=lambda name: (self.level(name, weight), name)) if len(found) > 1 else found
 
     @cached_property
-    def _by_zone(self) -> _Coolest:
-        return _Coolest(self.level, {seat.name: seat.zone for seat in self.seats.values() if seat.open})
+    def _by_zone(self) -> list[_Coolest]:
+        return [_Coolest(self.level, {seat.name: seat.zone for seat in seats}) for seats in self._by_size()]
 
     @cached_property
-    def _by_node(self) -> _Coolest:
-        return _Coolest(self.level, {seat.name: seat.node for seat in self.seats.values() if seat.open})
+    def _by_node(self) -> list[_Coolest]:
+        return [_Coolest(self.level, {seat.name: seat.node for seat in seats}) for seats in self._by_size()]
+
+    def _by_size(self) -> Collection[list[Seat]]:
+        """Open seats by their capacity, in powers of two: which of two is cooler with one more shard depends on it."""
+        sizes: defaultdict[int, list[Seat]] = defaultdict(list)
+        for seat in self.seats.values():
+            if seat.open:
+                sizes[math.frexp(seat.capacity)[1]].append(seat)
+        return sizes.values()
 
 
 class _Board:
@@ -286,7 +304,8 @@ class _Board:
 
     def _home(self, shard: int) -> str | None:
         """The next owner. If every open seat is on a node with a (closed) standby, that has to give way."""
-        return self._heir(shard) or self.owned.coolest(self.standbys[shard]) or self.owned.coolest()
+        weight, names = self.weights[shard], self.standbys[shard]
+        return self._heir(shard) or self.owned.coolest(weight, names) or self.owned.coolest(weight)
 
     def _scattered(self, shard: int) -> tuple[int, int]:
         """Heavy shards before light ones, by powers of two; those that are alike in an order that looks like chance.
@@ -306,7 +325,7 @@ class _Board:
                 copies.append(name)
             else:
                 self.copied.shift(weight, name, None)
-        while len(copies) <= self.wanted and (seat := self.copied.coolest(copies)) is not None:
+        while len(copies) <= self.wanted and (seat := self.copied.coolest(weight, copies)) is not None:
             copies.append(seat)
             self.copied.shift(weight, None, seat)
         self.standbys[shard] = tuple(copies[1:])
@@ -343,13 +362,13 @@ class _Board:
 
     def _better(self, shard: int, name: str, zones: Collection[str]) -> str | None:
         """The seat that the shard's standby on `name` should leave it for, if there is one."""
-        seat, others = self.seats[name], self.copies(shard, but=name)
+        seat, weight, others = self.seats[name], self.weights[shard], self.copies(shard, but=name)
         if not seat.open:
-            return self.copied.coolest(others)
+            return self.copied.coolest(weight, others)
         taken = {self.seats[other].zone for other in others}
         if seat.zone not in taken or taken.issuperset(zones):
             return None
-        return self.copied.coolest_apart(others)
+        return self.copied.candidates_apart(weight, others)[0]
 
 
 class _Levelling:
@@ -362,6 +381,7 @@ class _Levelling:
         self.board = board
         self.load = load
         self.copies = copies
+        self.tries_max = TRIES_MAX if load is board.owned and board.wanted else 1
         self.open = [seat for seat in board.seats.values() if seat.open]
         mean = sum(load.amounts.values()) / sum(seat.capacity for seat in self.open) if self.open else 0.0
         self.low, self.high = mean * (1 - DEADBAND), mean * (1 + DEADBAND)
@@ -401,44 +421,58 @@ class _Levelling:
     def _is_level(self, hottest: float) -> bool:
         return hottest <= self.high and self._coolest_level() >= self.low
 
-    def _coolest_level(self) -> float:
-        coolest = self.load.coolest()
-        return math.inf if coolest is None else self.load.level(coolest)
+    def _coolest_level(self, weight: float = 0.0) -> float:
+        coolest = self.load.coolest(weight)
+        return math.inf if coolest is None else self.load.level(coolest, weight)
 
     def _relief(self, giver: str) -> tuple[float, int, str] | None:
-        """The move that helps a seat most: weight, shard, receiver. None: there is none that is worth it."""
-        tries = self._nearest(giver)
-        for weight, shard in tries:
-            if giver == self.board.owners[shard]:
-                for standby in self.board.standbys[shard]:
-                    if self._is_worth(weight, giver, standby) and self._is_cool(weight, standby):
-                        return weight, shard, standby
-        for weight, shard in tries:
-            stranger = self.load.coolest(self.board.copies(shard, but=giver))
-            if stranger is not None and self._is_worth(weight, giver, stranger):
-                return weight, shard, stranger
-        return None
+        """The move that helps a seat most: weight, shard, receiver. None: there is none that is worth it.
 
-    def _nearest(self, giver: str) -> list[tuple[float, int]]:
+        Shards that cannot move are not asked again: givers get cooler and receivers warmer, so their time does not come
+        in this call.
+        """
+        found, tries, stuck = None, 0, set[tuple[float, int]]()
+        for weight, shard in self._nearest(giver):
+            receiver = self._receiver(weight, shard, giver)
+            if receiver is None:
+                stuck.add((weight, shard))
+                continue
+            tries, changes_places = tries + 1, receiver in self.board.standbys[shard]
+            if found is None or changes_places:
+                found = weight, shard, receiver
+            if changes_places or tries == self.tries_max:
+                break
+        if stuck:
+            self._held[giver] = [held for held in self._held[giver] if held not in stuck]
+        return found
+
+    def _receiver(self, weight: float, shard: int, giver: str) -> str | None:
+        """Who should take the shard: a standby that takes it as well as anybody would, else the coolest seat."""
+        copies = self.board.copies(shard)
+        if copies[0] == giver:
+            cool = max(self.high, self._coolest_level(weight))
+            for standby in copies[1:]:
+                is_cool = self.board.seats[standby].open and self.load.level(standby, weight) <= cool
+                if is_cool and self._is_worth(weight, giver, standby):
+                    return standby
+        others = [name for name in copies if name != giver]
+        strangers = self.load.candidates(weight, others)
+        return next((name for name in strangers if self._is_worth(weight, giver, name)), None)
+
+    def _nearest(self, giver: str) -> Iterator[tuple[float, int]]:
         """The giver's shards, first the heaviest that leaves it no cooler than it makes the coolest, then lighter ones."""
         seats, held = self.board.seats, self._held[giver]
         coolest = self.load.coolest() or giver
         gap = self.load.level(giver) - self.load.level(coolest)
         even = gap / (1 / seats[giver].capacity + 1 / seats[coolest].capacity)
         fits = bisect_right(held, (even, math.inf))
-        return list(islice(chain(reversed(held[:fits]), held[fits:]), TRIES_MAX))
+        return chain(reversed(held[:fits]), held[fits:])
 
     def _is_worth(self, weight: float, giver: str, receiver: str) -> bool:
         """Whether one of the two leaves the band for it, and the hotter one ends up well below where it was."""
         before, at = self.load.level(giver), self.load.level(receiver)
-        added = weight / self.board.seats[receiver].capacity
-        return (before > self.high or at < self.low) and at + added <= before - GAIN_MIN * added
-
-    def _is_cool(self, weight: float, standby: str) -> bool:
-        """Whether a standby takes the shard as well as any other seat would."""
-        seat = self.board.seats[standby]
-        at, added = self.load.level(standby), weight / seat.capacity
-        return seat.open and at + added <= max(self.high, self._coolest_level() + added)
+        after = self.load.level(receiver, (1 + GAIN_MIN) * weight)
+        return (before > self.high or at < self.low) and after <= before
 
 
 def _by_name(seats: Iterable[Seat]) -> dict[str, Seat]:

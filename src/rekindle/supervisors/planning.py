@@ -14,7 +14,6 @@ from rekindle.actors import Host
 from rekindle.events import RekindleError
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
-from rekindle.supervisors.parts import homes
 from rekindle.supervisors.plans import Follow, Own, Perform, Place, Plan, Standing, Start, State, Stop
 from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, missing, upkeep
 from rekindle.supervisors.world import ServiceView, World
@@ -112,10 +111,6 @@ class Planning:
         if answer[0] is not None:
             check(answer[0], world)
         return answer[0]
-
-    def placed(self, world: World, service: str) -> list[tuple[int, str | None]]:
-        """Where the orphans of a service are to go now."""
-        return list(homes(world, world.services[service]))
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""

@@ -24,7 +24,6 @@ from rekindle.supervisors.parts import (
     MOVES_AT_ONCE,
     START_DEADLINE_S,
     levelled,
-    mend,
     own_orphans,
     plan_of,
     rebalance,
@@ -263,9 +262,9 @@ class Drain:
 
 
 def _leave(world: World, service: ServiceView) -> list[Phase]:
-    mending = mend(world, service)
-    if mending:
-        return mending
+    first = recover(world, service)
+    if first:
+        return first
     moving = rebalance(world, service, moves_max=MOVES_AT_ONCE)
     if moving:
         return moving

@@ -41,6 +41,9 @@ SUSPECT_S: Final = 1.0
 """An instance that sent no pulse for this long (five are missed) is suspect."""
 
 ORDERS_MAX: Final = 1_000
+LAST_WORDS_S: Final = 0.02
+"""How long a beacon is still listened to after the other connection was closed; usually both are closed at once."""
+
 FOLLOW_AGAIN_S: Final = 1.0
 TOLD_MAX_S: Final = 20.0
 GRAY_MIN_MS: Final = 100
@@ -119,15 +122,27 @@ class Ward:
             beacon = await self._wire.connect(self.running.beacon)
             try:
                 await self._greet(connection, beacon)
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._send_all(connection))
-                    group.create_task(self._receive_all(connection))
-                    group.create_task(self._receive_pulses(beacon))
+                await self._talk(connection, beacon)
             finally:
                 await connection.close()
                 await beacon.close()
-        except* (Closed, ConnectFailed, BadFrame) as errors:
-            self.die(f"connection closed: {errors.exceptions[0]}", proven=True)
+        except (Closed, ConnectFailed, BadFrame) as error:
+            self.die(f"connection closed: {error}", proven=True)
+
+    async def _talk(self, connection: Connection, beacon: Connection) -> None:
+        """Until one of the connections is gone. Then the beacon is heard to its end: its last word may be who killed it."""
+        pulses = self._loop.create_task(self._receive_pulses(beacon))
+        tasks = [pulses, *map(self._loop.create_task, (self._send_all(connection), self._receive_all(connection)))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if pulses not in done:
+                await asyncio.wait([pulses], timeout=LAST_WORDS_S)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _greet(self, connection: Connection, beacon: Connection) -> None:
         await connection.send(frame(HELLO, PROTOCOL, self._token, CONTROLLER))
