@@ -16,12 +16,13 @@ from typing import Any, Final, cast
 
 from rekindle.actors import Floor, Host, Rejected
 from rekindle.actors.frames import TABLE, parse
-from rekindle.supervisors import Supervisor, on_exit
+from rekindle.supervisors import Supervisor, controller, on_exit
 from rekindle.supervisors.control import DEATHS_MAX
 from rekindle.supervisors.decided import Running
 from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
-from rekindle.supervisors.planning import Planning, is_stale
+from rekindle.supervisors.parts import homes
+from rekindle.supervisors.planning import Planning
 from rekindle.supervisors.plans import Perform, Place, Standing, Start, State, Step, Stop, advance
 from rekindle.supervisors.policies import BUILT_IN, Policy
 from rekindle.supervisors.view import Sight, ground_of, world_of
@@ -30,8 +31,8 @@ from rekindle.supervisors.world import InstanceView, World
 from tests.supervisors.cluster_model import Cluster, Key, Puppet, Starting
 from tests.supervisors.ledger import Ledger
 
-HOLD_MS: Final = 500
-FREEZE_MS: Final = 30_000
+BACKOFF_FIRST_MS: Final = 500
+BACKOFF_MAX_MS: Final = 30_000
 OWN_FAULT: Final = (Kind.INSTANCE_CRASH, Kind.INSTANCE_HANG)
 
 
@@ -104,6 +105,7 @@ class Leader:
         self.failures: dict[int, dict[tuple[int, int], str]] = {}
         self.died_on: dict[str, int] = {}
         self.hold_until: dict[Key, int] = {}
+        self.pauses: dict[Key, tuple[int, int]] = {}
         self.chance = 0.5
         self._begin()
 
@@ -172,6 +174,8 @@ class Leader:
         for ward in self.wards.values():
             if ward.running.node not in listed:
                 ward.die("its node is gone", Signal.NODE_GONE)
+        for service in sorted({service for (service, _), until in self.hold_until.items() if until <= self.now_ms}):
+            self.decide("disturb", service)
         self.hold_until = {key: until for key, until in self.hold_until.items() if until > self.now_ms}
 
     def _on_started(self, starting: Starting, error: str | None) -> None:
@@ -203,7 +207,7 @@ class Leader:
         """What is known now."""
         control = self.ledger.control
         mass = [i for i in control.incidents.values() if i.kind is Kind.MASS_FAILURE]
-        frozen = any(self.now_ms - incident.changed_ms < FREEZE_MS for incident in mass)
+        frozen = any(self.now_ms - incident.changed_ms < controller.FREEZE_MS for incident in mass)
         return world_of(control, self._sight(), self.now_ms, frozen=frozen, chance=self.chance)
 
     # --- incidents -----------------------------------------------------------------------------------------------------
@@ -265,9 +269,7 @@ class Leader:
         for shard, owned in enumerate(self.ledger.control.services[service]):
             if owned.deaths >= DEATHS_MAX and owned.refused is None:
                 text = f"poison: its replay was running at the death of {owned.deaths} instances"
-                self._notice(
-                    Evidence(at_ms=self.now_ms, signal=Signal.POISON, text=text, service=service, shard=shard)
-                )
+                self._notice(Evidence(at_ms=self.now_ms, signal=Signal.POISON, text=text, service=service, shard=shard))
 
     def _notice_slow(self) -> None:
         for name in self.cluster.slow:
@@ -281,10 +283,17 @@ class Leader:
             for shard, number, reason, error in lost:
                 owned = self.ledger.control.services[ward.running.service][shard]
                 if owned.number == number and owned.incarnation == ward.incarnation:
-                    self.hold_until[ward.running.service, shard] = self.now_ms + HOLD_MS
+                    self._back_off((ward.running.service, shard))
                     if error == "LogUnavailable":
                         self._notice(self._evidence(ward, Signal.LOG_AWAY, reason))
-                    self.decide("assign", ward.running.service, [(shard, None)], number)
+                    self.decide("lose", ward.running.service, shard, number)
+
+    def _back_off(self, key: Key) -> None:
+        pause_ms, until_ms = self.pauses.get(key, (0, 0))
+        recent = self.now_ms < until_ms + BACKOFF_MAX_MS
+        pause_ms = min(2 * pause_ms, BACKOFF_MAX_MS) if recent and pause_ms else BACKOFF_FIRST_MS
+        self.pauses[key] = pause_ms, self.now_ms + pause_ms
+        self.hold_until[key] = self.now_ms + pause_ms
 
     def _conclude(self, world: World) -> None:
         control = self.ledger.control
@@ -298,8 +307,9 @@ class Leader:
 
     async def _plan(self, world: World) -> None:
         control = self.ledger.control
-        for plan in [plan for plan in control.active_plans() if is_stale(plan, world)]:
-            self.decide("end_plan", plan.id, Standing.SUPERSEDED, "something else happened")
+        for plan in control.active_plans():
+            if (why := controller._why_stale(plan, world)) is not None:  # pyright: ignore[reportPrivateUsage]
+                self.decide("end_plan", plan.id, Standing.SUPERSEDED, why)
         for plan in await self.planning.plans(control, world, self._notice):
             self.decide("propose", plan)
 
@@ -311,7 +321,7 @@ class Leader:
                 continue
             starting = [change.step for change in changes if change.state is State.RUNNING]
             places = {
-                number: self.planning.placed(world, step.action.service)
+                number: homes(world, world.services[step.action.service])
                 for number, _, step in plan.steps()
                 if number in starting and isinstance(step.action, Place)
             }
@@ -349,4 +359,3 @@ class Leader:
                 self.performing.append((key, step.action))
             case _:
                 pass
-

@@ -67,7 +67,9 @@ class Rules:
                 self._check(event, record)
             self._check_state()
         except AssertionError as error:
-            raise AssertionError(f"{error}\nbroken by {record.command} at {record.at_ms}: {[*record.events()]}") from error
+            raise AssertionError(
+                f"{error}\nbroken by {record.command} at {record.at_ms}: {[*record.events()]}"
+            ) from error
 
     def _check(self, event: Event, record: Record) -> None:
         match event:
@@ -111,7 +113,7 @@ class Rules:
     def _standbys_are_elsewhere(self) -> None:
         warming = {
             (step.action.service, shard, to)
-            for plan in self.control.active_plans()
+            for plan in self.control.plans.values()
             for _, _, step in plan.steps()
             if isinstance(step.action, Own) and step.state not in OVER
             for shard, to in step.action.moves
@@ -148,7 +150,9 @@ class Rules:
             match guard:
                 case Enough(service=service, least=least):
                     left = [i for i in self.up(service) if i not in ending and i != name]
-                    assert len(left) >= least, f"step {number} of plan {plan.id} leaves {left} of {service}, not {least}"
+                    assert len(left) >= least, (
+                        f"step {number} of plan {plan.id} leaves {left} of {service}, not {least}"
+                    )
                 case Served(service=service):
                     assert self.served(service), f"step {number} of plan {plan.id} began before {service} was served"
                 case NotBefore(at_ms=at_ms):
@@ -162,7 +166,9 @@ class Rules:
         known = self.control.plans.get(plan)
         if known is not None:
             count, attempts = self.started[plan, step], known.step(step).attempt
-            assert count <= max(attempts, 1), f"step {step} of plan {plan} has started {count} instances in {attempts} attempts"
+            assert count <= max(attempts, 1), (
+                f"step {step} of plan {plan} has started {count} instances in {attempts} attempts"
+            )
 
     def _plans_are_apart(self) -> None:
         for one, other in combinations(self.control.active_plans(), 2):
@@ -191,7 +197,9 @@ class Rules:
     def _intensity_holds(self, at_ms: int) -> None:
         for supervisor in self.root.supervisors():
             times = [at for at in self.restarted.get(supervisor.name, ()) if at_ms - at <= 1000 * supervisor.within]
-            assert len(times) <= supervisor.max_restarts, f"{supervisor.name} has restarted at {times} and did not give up"
+            assert len(times) <= supervisor.max_restarts, (
+                f"{supervisor.name} has restarted at {times} and did not give up"
+            )
 
     # --- the state -------------------------------------------------------------------------------------------------
 
@@ -203,7 +211,11 @@ class Rules:
 
 
 def _sizes(control: Control) -> Iterator[tuple[str, int, int]]:
-    yield "plans that are over", sum(not p.is_active for p in control.plans.values()), PLANS_KEPT + len(control.services)
+    yield (
+        "plans that are over",
+        sum(not p.is_active for p in control.plans.values()),
+        PLANS_KEPT + len(control.services),
+    )
     yield "closed incidents", sum(not incident.is_open for incident in control.incidents.values()), INCIDENTS_KEPT
     yield "sayings", len(control.sayings), SAYINGS_KEPT
     for incident in control.incidents.values():

@@ -5,7 +5,7 @@ Built-in policies are a few of them in a row; a user's policy puts them together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from typing import Final
 
@@ -32,14 +32,24 @@ START_DEADLINE_S: Final = 45.0
 MOVE_DEADLINE_S: Final = 30.0
 MOVES_AT_ONCE: Final = 4
 
+GRAY_SHARE: Final = 0.1
+"""At most this share of a service's instances (and at least one) is moved away from for being slow (Envoy's bound)."""
+
 
 def seats_of(world: World, service: ServiceView, without: Iterable[str] = ()) -> list[Seat]:
-    """Where shards of a service can be. Not open: instances on cordoned nodes, and those named in `without`."""
-    closed = set(without)
+    """Where shards of a service can be. Not open: instances on cordoned nodes, slow ones, and those named in `without`."""
+    closed = {*without, *avoided(world, service)}
     return [
         Seat(i.name, i.node, i.zone, open=i.node not in world.cordoned and i.name not in closed)
         for i in world.up(service.name)
     ]
+
+
+def avoided(world: World, service: ServiceView) -> list[str]:
+    """The slow instances of a service that shards are kept away from: few at a time, and enough others must be there."""
+    up = world.up(service.name)
+    slow = [i.name for i in up if i.slow][: max(1, int(GRAY_SHARE * len(up)))]
+    return slow if len(up) - len(slow) >= max(1, service.spec.min_active) else []
 
 
 def placement_of(service: ServiceView) -> Placement:
@@ -111,9 +121,10 @@ def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
             own[instance.node] += instance.service == service.name
             zones[instance.zone] = zones.get(instance.zone, 0) + (instance.service == service.name)
     chosen: list[NodeView] = []
-    for _ in range(count):
+    candidates = world.open_nodes()
+    for _ in range(count if candidates else 0):
         node = min(
-            world.open_nodes(),
+            candidates,
             key=lambda n: (
                 _just_died(n, world.now_ms),
                 own[n.name],
@@ -191,23 +202,23 @@ def recover(world: World, service: ServiceView) -> list[Phase]:
     return [*mend(world, service), *follow(world, service)]
 
 
-def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: int) -> list[Phase]:
+def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: Mapping[str, int]) -> list[Phase]:
     """Restart services together: quiesce in `stop` order, end their instances, start and serve in `start` order.
 
-    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs. Instances that were started after
-    `since_ms` have been restarted already, by a plan before this one: they stay.
+    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs. Instances of a service that were
+    started after its `since_ms` have been restarted already, by a plan before this one: they stay.
     """
     phases: list[Phase] = []
     for name in stop:
         service = world.services[name]
-        old = {i.name for i in world.of(name) if i.started_ms <= since_ms}
+        old = {i.name for i in world.of(name) if i.started_ms <= since_ms[name]}
         moves: list[tuple[int, str | None]] = [(n, None) for n, s in enumerate(service.shards) if s.owner in old]
         ends = [Step(action=Stop(incarnation=name, reason="coordinated restart")) for name in sorted(old)]
         quiet = [Phase(name=f"quiesce {name}", steps=[Step(action=Own(service=name, moves=moves))])] if moves else []
         phases += [*quiet, *([Phase(name=f"stop {name}", steps=ends)] if ends else [])]
-    for name in start:
+    for name in [name for name in start if world.services[name].wanted]:
         service = world.services[name]
-        there = sum(i.started_ms > since_ms for i in world.of(name))
+        there = sum(i.started_ms > since_ms[name] for i in world.of(name))
         steps = [
             Step(action=Start(service=name, node=node.name), deadline_s=START_DEADLINE_S)
             for node in nodes_for(world, service, service.wanted - there)

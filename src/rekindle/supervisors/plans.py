@@ -167,9 +167,7 @@ class LogThere(BaseModel):
 Guard: TypeAlias = Annotated[Served | Enough | NotBefore | LogThere, Field(discriminator="when")]
 
 
-def why_not(
-    guard: Served | Enough | NotBefore | LogThere, world: World, ending: Collection[str] = ()
-) -> str | None:
+def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending: Collection[str] = ()) -> str | None:
     """Why the step may not start yet; None if it may. ending: instances that are being stopped, and are still seen up."""
     match guard:
         case Served(service=name):
@@ -215,8 +213,9 @@ class Phase(BaseModel):
 class Plan(BaseModel):
     """What is done about an incident, or about a wish (`cause`).
 
-    services: those that it speaks for; no other plan touches them meanwhile. basis: how often each of them had been
-    disturbed when the plan was made; one that is disturbed again is planned anew.
+    services: those that it speaks for; no other plan touches them meanwhile. is_own: a service's own policy has made it,
+    so it stands in for the strategy of the supervisor above. basis: how often each of its services had been disturbed when
+    the plan was made; one that is disturbed again is planned anew.
     """
 
     policy: str
@@ -225,6 +224,7 @@ class Plan(BaseModel):
     phases: list[Phase]
     id: int = 0
     incident: int | None = None
+    is_own: bool = False
     made_ms: int = 0
     standing: Standing = Standing.RUNNING
     why: str = ""

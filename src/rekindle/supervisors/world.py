@@ -25,7 +25,8 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance that was started and is not known to be dead. up: it is connected and nothing speaks against it."""
+    """An instance that was started and is not known to be dead. up: it is connected and nothing speaks against it.
+    slow: it was found to be far slower than its peers a short while ago."""
 
     name: str
     service: str
@@ -33,6 +34,7 @@ class InstanceView:
     zone: str = ""
     up: bool = True
     started_ms: int = 0
+    slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ class ServiceView:
     def unserved(self) -> list[int]:
         """Shards that may be served and are not."""
         return [n for n, shard in enumerate(self.shards) if not shard.served and shard.may_be_served]
+
+    def is_whole(self, instances: int) -> bool:
+        """Whether nothing is missing of it, if so many of its instances are up: not even a shard that is left alone for a
+        while. One that is to have no instances is to serve nothing."""
+        missing = any(not shard.served and shard.refused is None for shard in self.shards)
+        return instances >= self.wanted and not (self.wanted and missing)
 
     def is_owned_as(self, moves: Iterable[tuple[int, str | None]]) -> bool:
         """Whether these shards are where they are to be, and served."""
