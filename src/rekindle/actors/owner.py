@@ -172,6 +172,11 @@ class Owner:
                 except AppendRefused as error:
                     self._start_again(error)
             raise LogUnavailable(f"{self.partition}: the log refused appends of {TAKEOVERS_MAX} takeovers")
+        except LogTruncated as error:
+            if self.around.retention and error.found > error.expected:
+                self.reason = f"behind: another owner's snapshots have made superfluous what it has not read ({error})"
+            else:
+                self._give_up(error)
         except RekindleError as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - our bug, or the log's: a shard that nobody serves must be heard of
