@@ -511,8 +511,11 @@ class Controller:
             }
             self.decisions.put("advance", plan.id, changes, places)
             self._published = False
-            if self.decisions.control.plans[plan.id].standing is Standing.FAILED:
+            after = self.decisions.control.plans[plan.id]
+            if after.standing is Standing.FAILED:
                 self._on_failed(plan.id)
+            if not after.is_active:  # what is to be done next is planned in the next round, which nothing else may bring about
+                self.changed.set()
 
     def _on_failed(self, number: int) -> None:
         """A plan that failed counts as an exit of what it was for: the next one waits, longer each time."""
