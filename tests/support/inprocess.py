@@ -227,7 +227,7 @@ class Controller:
 
     def _hear(self, fields: list[Any]) -> None:
         match fields:
-            case [kind, shard, number, _] if kind == SERVING:
+            case [kind, shard, number, *_] if kind == SERVING:
                 self.serving[shard] = number
             case [kind, *rest] if kind == LOST:
                 lost = Lost(*rest)

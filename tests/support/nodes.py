@@ -28,11 +28,14 @@ STEP_MAX_S: Final = 120.0
 
 
 class RayNodes:
-    """Ray nodes on this machine, each with a loopback address of its own. workers: those that are not the head."""
+    """Ray nodes on this machine, each with a loopback address of its own. workers: those that are not the head.
 
-    def __init__(self, count: int) -> None:
+    settings: Ray's, instead of those of `LocalNodes`; empty: Ray's own defaults.
+    """
+
+    def __init__(self, count: int, settings: dict[str, Any] | None = None) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(count)],
+            [sys.executable, "-m", __name__, str(count), json.dumps(settings)],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -68,6 +71,13 @@ class RayNodes:
         self.workers.append(host)
         return host
 
+    def tree(self, host: str) -> list[psutil.Process]:
+        """The processes of a node: its raylet, and everything below it."""
+        flag = f"--node_ip_address={host}"
+        raylets = [p for p in self._descendants() if _name(p) == "raylet" and flag in _title(p).split()]
+        assert len(raylets) == 1, f"expected one raylet at {host}, found {raylets}"
+        return [raylets[0], *raylets[0].children(recursive=True)]
+
     def processes(self, title: str) -> list[psutil.Process]:
         """The processes of this cluster whose title begins like this: Ray says there what an actor is."""
         return [process for process in self._descendants() if _title(process).startswith(title)]
@@ -102,6 +112,13 @@ class RayNodes:
         return answer
 
 
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -113,7 +130,7 @@ def main() -> None:
     """Keep nodes, and do what is read from standard input."""
     from rekindle.supervisors.ray_cluster import LocalNodes
 
-    nodes: Any = LocalNodes(int(sys.argv[1]))
+    nodes: Any = LocalNodes(int(sys.argv[1]), json.loads(sys.argv[2]))
 
     def say(*words: str) -> None:
         print(json.dumps(words), flush=True)

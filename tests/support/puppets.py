@@ -85,7 +85,7 @@ class Script:
         with suppress(Closed):
             while True:
                 match parse(await puppet.strings.receive()):
-                    case [kind, shard, number, position] if kind == SERVING:
+                    case [kind, shard, number, position, _] if kind == SERVING:
                         puppet.serving.add(Owning(shard, number))
                         self._learn(shard, Floor(*position))
                     case [kind, shard, number, reason, _, position, _] if kind == LOST:

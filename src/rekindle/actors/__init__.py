@@ -25,7 +25,7 @@ from rekindle.actors.errors import (
 )
 from rekindle.actors.host import Host, Hosted
 from rekindle.actors.instance import Instance, require_token
-from rekindle.actors.owner import Assignment, Owner, Surroundings
+from rekindle.actors.owner import Assignment, Owner, Surroundings, Took
 from rekindle.actors.replay import Floor, load_snapshot
 from rekindle.actors.replica import Replica
 from rekindle.actors.routes import Route, Table
@@ -69,6 +69,7 @@ __all__ = [
     "Surroundings",
     "Table",
     "TokenRefused",
+    "Took",
     "WebsocketWire",
     "Wire",
     "WireError",

@@ -9,7 +9,7 @@ ASK      (nothing)                          answered by TABLE
 ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
 RELEASE  control term, [[shard, number], ...]
 FOLLOW   control term, [[shard, [term, offset, sequence]], ...]     all that it is to follow: others end, missing ones begin
-SERVING  shard, number, [term, offset, sequence]
+SERVING  shard, number, [term, offset, sequence], [ms from ASSIGN to its claim, ms from ASSIGN to the end of its replay]
 LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
 POSITIONS  [[shard, number, [term, offset, sequence]], ...], {shard: calls that came while it was not served here}
 FOLLOWED   [[shard, [term, offset, sequence], caught up], ...]     at once when one has caught up; all of them with POSITIONS

@@ -350,7 +350,7 @@ class Instance:
             owner.stop("released by the controller")
 
     def _on_serving(self, owner: Owner) -> None:
-        self._report(frame(SERVING, owner.assignment.shard, owner.assignment.number, owner.position))
+        self._report(frame(SERVING, owner.assignment.shard, owner.assignment.number, owner.position, owner.took))
 
     def _report(self, data: bytes) -> None:
         for link in self.controllers:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rekindle.actors.entities import Captured
 from rekindle.actors.entity import EntityType
@@ -77,6 +77,13 @@ class Assignment:
     poison: tuple[tuple[bytes, int], ...] = ()
 
 
+class Took(NamedTuple):
+    """Milliseconds of a takeover since the assignment came: until the claim was in the log, until the shard was replayed."""
+
+    claimed_ms: int = 0
+    replayed_ms: int = 0
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What an owner needs of the process it lives in; simulated ones are deterministic.
@@ -124,6 +131,8 @@ class Owner:
         self.around = around
         self.reason: str | None = None
         self.error: RekindleError | None = None
+        self.took = Took()
+        self._assigned_at = asyncio.get_running_loop().time()
         self._work = asyncio.Event()
         self._barrier_at = 0.0
         self._blob_size = 0
@@ -210,6 +219,7 @@ class Owner:
         if self._follower is not None and self.assignment.suspect:
             self._follower.end()  # an instance died of what is read here: from now on it is read by name (`feed`)
         claimed = await self._claim(shard)
+        claimed_ms = self._elapsed_ms()
         if not await self._inherit(shard, claimed):
             await self._load_snapshot(shard)
         await self._replay_to(shard, claimed)
@@ -217,9 +227,13 @@ class Owner:
             return
         self._replay.check_floor()
         shard.settle()
+        self.took = Took(claimed_ms, self._elapsed_ms())
         if shard.phase is Phase.OWNING:
             on_serving(self)
             await self._serve(shard)
+
+    def _elapsed_ms(self) -> int:
+        return round((asyncio.get_running_loop().time() - self._assigned_at) * 1000)
 
     async def _claim(self, shard: Shard) -> int:
         """Append a claim until the log says where it is; a claim too many does no harm."""

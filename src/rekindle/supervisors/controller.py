@@ -26,7 +26,7 @@ from rekindle.supervisors.cluster import Cluster, Node
 from rekindle.supervisors.control import DEATHS_MAX
 from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
-from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
+from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
 from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
@@ -469,8 +469,20 @@ class Controller:
         for incident in control.open_incidents():
             outcome = self.planning.outcome_of(incident, world) if busy.isdisjoint(incident.services) else None
             if outcome is not None:
-                closed = incident.model_copy(update={"closed_ms": world.now_ms, "outcome": outcome})
+                marks = incident.marks | self._marks(incident)
+                closed = incident.model_copy(update={"closed_ms": world.now_ms, "outcome": outcome, "marks": marks})
                 self.decisions.put("notice", closed)
+
+    def _marks(self, incident: Incident) -> dict[str, int]:
+        """When the last shard that changed hands over it was claimed, and when it was replayed, as the new owners say."""
+        offset_ms = self.decisions.now_ms() - asyncio.get_running_loop().time() * 1000
+        wards = [ward for ward in self.wards.values() if ward.running.service in incident.services]
+        said = [(round(offset_ms + at * 1000), took) for ward in wards for at, took in ward.took.values()]
+        ends = [(at_ms, took) for at_ms, took in said if at_ms >= incident.opened_ms]
+        if not ends:
+            return {}
+        claimed_ms = max(at_ms - took.replayed_ms + took.claimed_ms for at_ms, took in ends)
+        return {"claimed": claimed_ms, "replayed": max(at_ms for at_ms, _ in ends)}
 
     # --- plans -------------------------------------------------------------------------------------------------
 
@@ -499,8 +511,11 @@ class Controller:
             }
             self.decisions.put("advance", plan.id, changes, places)
             self._published = False
-            if self.decisions.control.plans[plan.id].standing is Standing.FAILED:
+            after = self.decisions.control.plans[plan.id]
+            if after.standing is Standing.FAILED:
                 self._on_failed(plan.id)
+            if not after.is_active:  # what is to be done next is planned in the next round, which nothing else may bring about
+                self.changed.set()
 
     def _on_failed(self, number: int) -> None:
         """A plan that failed counts as an exit of what it was for: the next one waits, longer each time."""

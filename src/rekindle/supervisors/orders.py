@@ -66,7 +66,8 @@ class Orders:
             following = _followers(owned)
             for ward in mine:
                 self._release(ward, owned, term)
-                self._follow(ward, name, following.get(ward.incarnation, []), term, floors)
+                wanted = {*following.get(ward.incarnation, ()), *_promoted(ward, owned)}
+                self._follow(ward, name, sorted(wanted), term, floors)
                 node = ward.running.node
                 replaying[node] = replaying.get(node, 0) + sum(
                     ward.serving.get(shard) != number for shard, number in ward.sent.items()
@@ -154,6 +155,15 @@ def _followers(owned: Sequence[Owned]) -> dict[str, list[int]]:
         for name in o.standbys:
             following.setdefault(name, []).append(shard)
     return following
+
+
+def _promoted(ward: Ward, owned: Sequence[Owned]) -> list[int]:
+    """The shards that it follows and is to own, but was not told so yet: the order to own them must find its follower."""
+    return [
+        shard
+        for shard in ward.following
+        if owned[shard].incarnation == ward.incarnation and ward.sent.get(shard) != owned[shard].number
+    ]
 
 
 def _asked(wards: Iterable[Ward]) -> dict[int, int]:

@@ -297,7 +297,8 @@ _NODE_CPUS: Final = 4
 class LocalNodes:
     """Real Ray nodes on this machine, each with a loopback address of its own; the first is the head.
 
-    They end when this process does, also when it is killed (Ray's processes share its fate).
+    settings: Ray's, instead of `RAY_SETTINGS`; empty: Ray's own defaults. Nodes end when this process does, also when it
+    is killed (Ray's processes share its fate).
     """
 
     def __init__(self, count: int, settings: dict[str, Any] | None = None) -> None:
@@ -307,7 +308,7 @@ class LocalNodes:
         common = {"num_cpus": _NODE_CPUS, "object_store_memory": _OBJECT_STORE_BYTES, "include_log_monitor": False}
         head = common | {"node_ip_address": self._ip(0), "include_dashboard": False, "dashboard_host": self._ip(0)}
         self._cluster = NodesOfThisMachine(
-            initialize_head=True, head_node_args=head | {"_system_config": settings or RAY_SETTINGS}
+            initialize_head=True, head_node_args=head | {"_system_config": RAY_SETTINGS if settings is None else settings}
         )
         self._common = common
         self._count = 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, Final
 
-from rekindle.actors import Closed, ConnectFailed, Connection, Floor, Wire
+from rekindle.actors import Closed, ConnectFailed, Connection, Floor, Took, Wire
 from rekindle.actors.frames import (
     BEGAN,
     CONTROLLER,
@@ -59,9 +59,10 @@ class OperationFailed(RekindleError):
 class Ward:
     """An instance under the controller's eyes.
 
-    serving: the number under which each shard is served. began: suspect work that it has begun and not ended.
-    sent, following: what it was told to own, and to follow. followed: how far it has followed, and whether it has caught
-    up. asked: calls that came for shards that it does not serve.
+    serving: the number under which each shard is served. took: when it last said so, in seconds of the loop, and what
+    the takeover took. began: suspect work that it has begun and not ended. sent, following: what it was told to own, and to
+    follow. followed: how far it has followed, and whether it has caught up. asked: calls that came for shards that it does
+    not serve.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Ward:
         self.is_gray = False
         self.executing: list[Any] | None = None
         self.serving: dict[int, int] = {}
+        self.took: dict[int, tuple[float, Took]] = {}
         self.sent: dict[int, int] = {}
         self.following: list[int] = []
         self.followed: dict[int, tuple[Floor, bool]] = {}
@@ -164,8 +166,9 @@ class Ward:
     async def _receive_all(self, connection: Connection) -> None:
         while True:
             match parse(await connection.receive()):
-                case [kind, shard, number, position] if kind == SERVING:
+                case [kind, shard, number, position, took] if kind == SERVING:
                     self.serving[shard] = number
+                    self.took[shard] = self._loop.time(), Took(*took)
                     self.positions[shard] = Floor(*position)
                 case [kind, shard, number, reason, error, position, seen] if kind == LOST:
                     self.serving.pop(shard, None)
