@@ -9,7 +9,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -39,6 +38,7 @@ from rekindle.actors.frames import (
     BadFrame,
     frame,
     parse,
+    why_refused,
 )
 from rekindle.actors.link import Link
 from rekindle.actors.owner import SNAPSHOT_EVERY, Assignment, Floor, Owner, Surroundings
@@ -230,7 +230,7 @@ class Instance:
         except BadFrame as error:
             await link.refuse(str(error))
             raise
-        refusal = _refusal(fields, self.host.token)
+        refusal = why_refused(fields, self.host.token)
         if refusal is not None:
             await link.refuse(refusal)
             return False
@@ -432,14 +432,3 @@ def _check_call(call: Any, session: bytes, number: Any, key: Any) -> None:
         raise BadFrame(
             f"expected a call, a number (0 without a session) and a key, got {call!r:.80}, {number!r:.80} and {key!r:.80}"
         )
-
-
-def _refusal(fields: list[Any], token: str | None) -> str | None:
-    """Why a HELLO is not taken, or None."""
-    if len(fields) != 4 or fields[0] != HELLO:
-        return f"expected HELLO, protocol, token, role; got kind {fields[0]} with {len(fields) - 1} fields"
-    if fields[1] != PROTOCOL:
-        return f"protocol {fields[1]!r:.80} is not spoken here, {PROTOCOL} is"
-    if token is not None and not hmac.compare_digest(str(fields[2] or "").encode(), token.encode()):
-        return "token refused: another token is asked for here (REKINDLE_TOKEN)"
-    return None

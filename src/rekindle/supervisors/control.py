@@ -59,6 +59,9 @@ KEY: Final = "control"
 DEATHS_MAX: Final = 2
 """A command, or a shard's replay, that was running at the death of this many instances is refused as poison."""
 
+INSTANCES_MAX: Final = 1_000
+"""Of one service: a slip of the hand must not fill a cluster."""
+
 PLANS_KEPT: Final = 100
 INCIDENTS_KEPT: Final = 200
 SAYINGS_KEPT: Final = 200
@@ -405,12 +408,20 @@ class Control(Entity):
         """A service gets more or fewer instances."""
         if service not in self.services:
             raise Unknown(what="service", name=service, known=sorted(self.services))
+        if not 1 <= instances <= INSTANCES_MAX:
+            raise NotNow(verb="scale", target=service, why=f"1 to {INSTANCES_MAX} instances can be asked for")
         self._say(who, "scale", f"{service} to {instances}", reason)
         self.emit(Scaled(service=service, instances=instances))
 
     @command
-    def drain(self, who: str, reason: str, node: str, zone: str) -> int:
-        """A node is to be emptied: an incident that somebody asked for."""
+    def drain(self, who: str, reason: str, node: str, zone: str, known: list[str] | None = None) -> int:
+        """A node is to be emptied: an incident that somebody asked for; its number.
+
+        known: the nodes that there are. Judged here and not by whoever asks: said again after the node has gone, the
+        same command must have the same answer.
+        """
+        if known is not None and node not in known:
+            raise Unknown(what="node", name=node, known=known)
         self._say(who, "drain", node, reason)
         text = f"{who}: {reason}"
         asked = Evidence(at_ms=self.now_ms, signal=Signal.ASKED, text=text, node=node, zone=zone)
