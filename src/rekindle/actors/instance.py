@@ -26,7 +26,6 @@ from rekindle.actors.frames import (
     CALL,
     CONTROLLER,
     ENDED,
-    HELLO,
     LOST,
     POSITIONS,
     PROTOCOL,

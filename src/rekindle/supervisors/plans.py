@@ -174,7 +174,7 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str 
             missing = world.services[name].unserved()
             return f"{len(missing)} shards of {name} are not served" if missing else None
         case Enough(service=name, least=least, without=without):
-            left = [i for i in world.up(name) if i.incarnation != without]
+            left = [i for i in world.up(name) if i.name != without]
             return f"{len(left)} instances of {name} would be left, {least} must stay" if len(left) < least else None
         case NotBefore(at_ms=at_ms):
             return f"{at_ms - world.now_ms} ms to wait" if world.now_ms < at_ms else None

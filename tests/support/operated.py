@@ -1,0 +1,186 @@
+"""A small application that operators work on: up and running beside the test, on a loop and a thread of its own.
+
+with operated(name, folder) as shop:
+    shop.kill("stock")                       # whatever happens to it
+    code = main(["incidents", "--app", shop.target, ...])
+
+Its services have so few shards that nothing needs to be balanced, and its supervisor waits long before the second restart
+in a row, so that there is a step that waits for somebody to force it. Starts of instances can be held at a gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from rekindle import App, Backoff, Service, Supervisor
+from rekindle.actors import WebsocketWire
+from rekindle.events import EventLog, SnapshotStore
+from rekindle.supervisors import Control, Controller, Launch, Node, ProcessCluster, Spawned, opened
+from rekindle.supervisors.console import Console
+from rekindle.supervisors.discovery import leader
+from rekindle.supervisors.hosting import real_host
+from rekindle.supervisors.operators import Operator
+from rekindle.up import create_topics
+from tests.support import REPOSITORY
+from tests.support.loops import DEADLINE_S, eventually
+from tests.support.running import Lines
+from tests.support.service import Ledger, Stock
+
+T = TypeVar("T")
+
+NODES: Final = ("a", "b", "c")
+BIND: Final = "127.0.0.1:0"
+SECOND_RESTART_S: Final = 120.0
+"""Far longer than a test: nobody waits for it, somebody forces it."""
+
+
+def app_of(name: str, log: str | None = None) -> App:
+    """The application of that name."""
+    children = [
+        Service("stock", Stock, shards=1, instances=2),
+        Service("ledger", Ledger, shards=1, instances=1, needs=["stock"]),
+    ]
+    backoff = Backoff(first_s=SECOND_RESTART_S, max_s=2 * SECOND_RESTART_S)
+    return App(name, log=log, tree=Supervisor(f"{name}-root", children=children, max_restarts=100, backoff=backoff))
+
+
+def target_of(name: str) -> str:
+    """The application of that name, for another process."""
+    return f"{__name__}:{name}"
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for an application
+
+    def __getattr__(name: str) -> App:
+        if "-" not in name:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return app_of(name)
+
+
+class GatedCluster(ProcessCluster):
+    """Processes whose starts a test can hold."""
+
+    gate: asyncio.Event | None = None
+
+    async def spawn(self, service: str, incarnation: str, node: Node) -> Spawned:
+        if self.gate is not None:
+            await self.gate.wait()
+        return await super().spawn(service, incarnation, node)
+
+
+class Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE_S)
+
+    def close(self) -> None:
+        """Stop it; nothing may be left on it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DEADLINE_S)
+        self._loop.close()
+
+
+@dataclass
+class Leader:
+    """A controller with its console. Killed, it is gone without a word, as a process is."""
+
+    controller: Controller
+    console: Console
+    leading: asyncio.Task[str]
+
+    async def kill(self) -> None:
+        """End it."""
+        self.leading.cancel()
+        await asyncio.wait([self.leading])
+        await self.console.close()
+
+
+@dataclass
+class Operated:
+    """An application that runs. `leaders` has its controllers, the one that leads last."""
+
+    app: App
+    target: str
+    log: str
+    loop: Loop
+    cluster: GatedCluster
+    event_log: EventLog
+    store: SnapshotStore
+    launch: Launch
+    leaders: list[Leader] = field(default_factory=list[Leader])
+    lines: Lines = field(default_factory=Lines)
+
+    @property
+    def control(self) -> Control:
+        """What is decided."""
+        return self.leaders[-1].controller.decisions.control
+
+    async def lead(self) -> Leader:
+        """Have a controller lead, and wait until every shard is served."""
+        host = real_host(self.event_log, self.store, self.launch, self.lines.say)
+        console = Console(host, self.app.name)
+        address = await console.start(BIND)
+        name = f"controller-{len(self.leaders) + 1}"
+        controller = Controller(self.app.name, self.app.tree, self.cluster, host, name, address)
+        console.controller = controller
+        leading = asyncio.get_running_loop().create_task(controller.run())
+        self.leaders.append(Leader(controller, console, leading))
+        await eventually(lambda: controller.up.is_set() or leading.done())
+        assert not leading.done(), f"the controller ended: {leading}"
+        return self.leaders[-1]
+
+    def operator(self, deadline_s: float = 20.0) -> Operator:
+        """An operator of this application; to be entered."""
+        found = leader(self.app.name, self.event_log, self.store)
+        return Operator(self.app.name, found, WebsocketWire(), deadline_s=deadline_s)
+
+    def kill(self, service: str, which: int = 0) -> str:
+        """SIGKILL an instance of the service; its name."""
+        return self.loop.run(self._kill(service, which))
+
+    async def _kill(self, service: str, which: int) -> str:
+        name = sorted(name for name, running in self.control.instances.items() if running.service == service)[which]
+        assert self.cluster.signal(name, signal.SIGKILL)
+        return name
+
+    async def close(self) -> None:
+        """Kill everything."""
+        for one in self.leaders:
+            await one.kill()
+        await self.cluster.close()
+
+
+@contextmanager
+def operated(name: str, folder: Path) -> Generator[Operated]:
+    """Bring the application up; take it down, also after a failure."""
+    loop = Loop()
+    log = str(folder / "log.sqlite")
+    app, launch = app_of(name, log), Launch(target_of(name), log=log, path=(str(REPOSITORY),))
+    try:
+        loop.run(create_topics(app, log))
+        files = opened(log, app.snapshots, app.name)
+        event_log, store = loop.run(files.__aenter__())
+        cluster = GatedCluster(launch, NODES)
+        shop = Operated(app, target_of(name), log, loop, cluster, event_log, store, launch)
+        try:
+            loop.run(shop.lead())
+            yield shop
+        finally:
+            loop.run(shop.close())
+            loop.run(files.__aexit__(None, None, None))
+    finally:
+        loop.close()
