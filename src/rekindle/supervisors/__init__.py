@@ -1,15 +1,18 @@
 """Services, supervisors and the controller that keeps them running.
 
 Reading order: `tree` (what users declare), `control` (what is decided), `ward` (what is seen), `controller` (what is
-done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process).
+done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process). For operators: `report` (what
+they see), `console` (who answers), `operators` (who asks), `prediction` (what would happen).
 """
 
 from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
+from rekindle.supervisors.console import Console
 from rekindle.supervisors.control import Control, control_log
 from rekindle.supervisors.controller import Controller
 from rekindle.supervisors.decisions import NotLeading
-from rekindle.supervisors.discovery import seeds
+from rekindle.supervisors.discovery import leader, seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
+from rekindle.supervisors.operators import Operator
 from rekindle.supervisors.processes import ProcessCluster
 from rekindle.supervisors.restarts import History, Verdict, on_exit, start_levels
 from rekindle.supervisors.tree import (
@@ -37,6 +40,7 @@ __all__ = [
     "TRANSIENT",
     "Backoff",
     "Cluster",
+    "Console",
     "Control",
     "Controller",
     "ControllerThread",
@@ -46,6 +50,7 @@ __all__ = [
     "Launch",
     "Node",
     "NotLeading",
+    "Operator",
     "ProcessCluster",
     "Restart",
     "Service",
@@ -56,6 +61,7 @@ __all__ = [
     "Verdict",
     "check_tree",
     "control_log",
+    "leader",
     "load",
     "on_exit",
     "opened",

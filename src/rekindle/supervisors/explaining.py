@@ -19,6 +19,7 @@ from rekindle.supervisors.reporting import (
     KNOWN_MAX,
     incident_known,
     instance_state,
+    noticed,
     plan_known,
     plans_for,
     ranges,
@@ -201,7 +202,7 @@ def _of_instance(control: Control, world: World, name: str) -> Explanation:
         verbs = [f"rekindle drain {view.node} {_WHY}", f"rekindle scale {view.service} N {_WHY}"]
     for incident in incidents:
         told = [piece for piece in incident.evidence if piece.incarnation == name]
-        because += [f"incident {incident.id}: {piece.signal}: {piece.text}" for piece in told[:EVIDENCE_TOLD]]
+        because += [f"incident {incident.id}: {noticed(piece)}" for piece in told[:EVIDENCE_TOLD]]
     return Explanation(
         target=name,
         sort="instance",
@@ -268,8 +269,7 @@ def _of_plan(control: Control, plan: Plan) -> Explanation:
 
 def _of_incident(control: Control, world: World, incident: Incident) -> Explanation:
     plans = [plan for plan in plans_for(control, incident.id) if plan.is_active]
-    because = [f"{piece.signal}: {piece.incarnation or piece.node}: {piece.text}" for piece in incident.evidence]
-    told = because[:EVIDENCE_TOLD]
+    told = [noticed(piece) for piece in incident.evidence[:EVIDENCE_TOLD]]
     if incident.count > len(told):
         told.append(f"and {incident.count - len(told)} more pieces of evidence")
     verbs = [verb for plan in plans for verb in _verbs_of(plan)]

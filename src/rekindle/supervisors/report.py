@@ -10,6 +10,7 @@
     Story        one incident: its report, its timeline with durations, its evidence, its plans, what happened in order
     Forecast     a dry run: the incident as it would be, the plans, and what they are predicted to cost
     Explanation  why something is in its state: causes, rules that fired, verbs that would change it
+    Receipt      what an operator has said, and what came of it
 
 Times are milliseconds since the epoch (`..._ms`), durations are milliseconds (`took_ms`) or seconds (`..._s`). A number
 names an incident or a plan, never both. Fields are added, never renamed: programs read them.
@@ -243,3 +244,13 @@ class Explanation(BaseModel):
     because: list[str]
     rules: list[str]
     verbs: list[str]
+
+
+class Receipt(BaseModel):
+    """A verb that is written down. answer: the number of the incident that it opened, if it did."""
+
+    verb: str
+    target: str
+    who: str
+    reason: str
+    answer: int | None

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Final
 
 from rekindle.supervisors.control import Control, Unknown
-from rekindle.supervisors.incidents import Incident
+from rekindle.supervisors.incidents import Evidence, Incident
 from rekindle.supervisors.plans import (
     Cordon,
     Follow,
@@ -377,9 +377,7 @@ def _shown_by(plans: Sequence[Plan]) -> dict[str, int | None]:
 def _lines(control: Control, incident: Incident, plans: Sequence[Plan]) -> Iterator[Line]:
     """Everything that is kept of what happened, in no order."""
     for piece in incident.evidence:
-        of = piece.incarnation or piece.node or piece.service
-        where = f" on {piece.node}" if piece.node and piece.node != of else ""
-        yield Line(at_ms=piece.at_ms, text=f"{piece.signal}: {of}{where}: {piece.text}")
+        yield Line(at_ms=piece.at_ms, text=noticed(piece))
     if incident.count > len(incident.evidence):
         more = incident.count - len(incident.evidence)
         yield Line(at_ms=incident.changed_ms, text=f"and {more} more pieces of evidence, up to now")
@@ -405,6 +403,16 @@ def _lines_of_plan(plan: Plan) -> Iterator[Line]:
     if plan.ended_ms is not None:
         why = f": {plan.why}" if plan.why else ""
         yield Line(at_ms=plan.ended_ms, text=f"plan {plan.id} is {plan.standing}{why}")
+
+
+def noticed(piece: Evidence) -> str:
+    """A piece of evidence: of what, and what."""
+    of = piece.incarnation or piece.node or piece.service
+    where = f" on {piece.node}" if piece.node and piece.node != of else ""
+    shard = "" if piece.shard is None else f"/{piece.shard}"
+    return (
+        f"{of}{shard}{where}: {piece.text if piece.text.startswith(piece.signal) else f'{piece.signal}: {piece.text}'}"
+    )
 
 
 # --- in words -------------------------------------------------------------------------------------------------------
