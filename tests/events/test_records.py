@@ -141,6 +141,13 @@ def test_what_other_programs_write_is_a_stranger(value: Any) -> None:
     assert decode(pack(value)) == Stranger(len(pack(value)))
 
 
+@pytest.mark.parametrize("fields", [1, 3, 13])
+def test_a_map_is_a_stranger_whatever_is_in_it(fields: int) -> None:
+    """It has no front where our mark could stand, even if it knows the mark under 0."""
+    value = pack([dict.fromkeys(range(fields), MARK), []])
+    assert decode(value) == Stranger(len(value))
+
+
 def test_a_tombstone_is_a_stranger() -> None:
     assert decode(None) == Stranger(0)
 

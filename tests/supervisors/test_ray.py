@@ -13,7 +13,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from rekindle import Client
 from rekindle.cli import cli
-from rekindle.supervisors import opened, seeds
+from rekindle.supervisors import Control, decided, opened
 from tests.support import REPOSITORY
 from tests.support.judge import End, History, Reading, raw_log
 from tests.support.listeners import listener_at, listeners
@@ -95,7 +95,7 @@ class Shop:
 
     client: Client
     history: History
-    addresses: Callable[[], Awaitable[Sequence[str]]]
+    control: Callable[[], Awaitable[Control]]
 
     async def see_healed(self) -> None:
         """Every shard answers, the load goes on, and no instance is missing."""
@@ -105,8 +105,9 @@ class Shop:
                 await self.history.wait_acknowledged(ACKNOWLEDGED_BETWEEN, STEP_MAX_S)
 
     async def _is_complete(self) -> bool:
-        known, listening = await self.addresses(), await asyncio.to_thread(listeners)
-        return len(known) == INSTANCES and listening.keys() >= set(known)
+        known = {running.address for running in (await self.control()).instances.values()}
+        listening = await asyncio.to_thread(listeners)
+        return len(known) == INSTANCES and listening.keys() >= known
 
     async def kill_instance(self, service: str) -> None:
         """SIGKILL the owner of a service's first shard."""
@@ -114,17 +115,24 @@ class Shop:
         assert route is not None, f"{service}/0 is served, and nobody knows by whom"
         (await asyncio.to_thread(listener_at, route.address)).kill()
 
-    async def kill_controller(self, nodes: RayNodes) -> None:
-        """Freeze the controller: services serve on. Kill it: Ray starts another one, which takes the lead."""
-        (controller,) = nodes.processes("ray::ControllerProcess")
+    async def freeze_and_kill_controllers(self) -> None:
+        """Freeze who leads: the other takes the lead, services serve on. Wake it: it stands by. Kill the new leader: it leads again."""
+        frozen = await self._leader()
+        await self._is_replaced(frozen.suspend)
+        frozen.resume()
+        await self._is_replaced((await self._leader()).kill)
+
+    async def _leader(self) -> psutil.Process:
+        """The process of who has claimed the control log."""
+        return await asyncio.to_thread(listener_at, (await self.control()).beacon)
+
+    async def _is_replaced(self, strike: Callable[[], None]) -> None:
+        """Strike; then the load goes on, and a table of a higher term comes without being asked for."""
         term, _ = self.client.table.version
-        controller.suspend()
+        strike()
         await ask_all(self.client, self.history)
-        await self.history.wait_acknowledged(ACKNOWLEDGED_BETWEEN, STEP_MAX_S)
-        assert self.client.table.version[0] == term
-        controller.kill()
         async with asyncio.timeout(STEP_MAX_S):
-            while self.client.table.version[0] == term:  # the new one's table comes without being asked for
+            while self.client.table.version[0] == term:
                 await self.history.wait_acknowledged(1, STEP_MAX_S)
 
 
@@ -138,13 +146,13 @@ async def loaded(name: str, log: str, history: History) -> AsyncGenerator[Shop]:
         load(client, history),
     ):
         await history.wait_acknowledged(ACKNOWLEDGED_BETWEEN, STEP_MAX_S)
-        yield Shop(client, history, seeds(name, event_log, store))
+        yield Shop(client, history, decided(name, event_log, store))
 
 
 def see_down(name: str, nodes: RayNodes) -> None:
     """`rekindle down` leaves no process behind."""
     processes = nodes.processes("ray::InstanceProcess") + nodes.processes("ray::ControllerProcess")
-    assert len(processes) == INSTANCES + 1, f"expected {INSTANCES} instances and a controller, found {processes}"
+    assert len(processes) == INSTANCES + 2, f"expected {INSTANCES} instances and two controllers, found {processes}"
     assert "stopped" in rekindle("down", target_of(name), "--address", nodes.address)
     _, left = psutil.wait_procs(processes, STEP_MAX_S)
     assert left == []
@@ -175,7 +183,7 @@ def test_an_instance_a_node_and_the_controller_die(shared: Shared, unique: str, 
             await shop.see_healed()
             await asyncio.to_thread(nodes.kill, nodes.workers[0])
             await shop.see_healed()
-            await shop.kill_controller(nodes)
+            await shop.freeze_and_kill_controllers()
             await shop.kill_instance("stock")
             await shop.see_healed()
         await see_clean(unique, log, history)

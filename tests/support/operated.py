@@ -22,11 +22,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from rekindle import App, Backoff, Service, Supervisor
 from rekindle.actors import WebsocketWire
 from rekindle.events import EventLog, SnapshotStore
-from rekindle.supervisors import Control, Controller, Launch, Node, ProcessCluster, Spawned, opened
-from rekindle.supervisors.console import Console
-from rekindle.supervisors.discovery import leader
+from rekindle.supervisors import (
+    Candidate,
+    Console,
+    Control,
+    Controller,
+    Launch,
+    Node,
+    Operator,
+    ProcessCluster,
+    Spawned,
+    leader,
+    opened,
+)
 from rekindle.supervisors.hosting import real_host
-from rekindle.supervisors.operators import Operator
 from rekindle.up import create_topics
 from tests.support import REPOSITORY
 from tests.support.loops import DEADLINE_S, eventually
@@ -95,23 +104,22 @@ class Loop:
 
 
 @dataclass
-class Leader:
-    """A controller with its console. Killed, it is gone without a word, as a process is."""
+class Process:
+    """What a controller's process is made of: a candidate and its console. Killed, it is gone without a word."""
 
-    controller: Controller
     console: Console
-    leading: asyncio.Task[str]
+    running: asyncio.Task[str]
 
     async def kill(self) -> None:
         """End it."""
-        self.leading.cancel()
-        await asyncio.wait([self.leading])
+        self.running.cancel()
+        await asyncio.wait([self.running])
         await self.console.close()
 
 
 @dataclass
 class Operated:
-    """An application that runs. `leaders` has its controllers, the one that leads last."""
+    """An application that runs, with a controller and another one that stands by."""
 
     app: App
     target: str
@@ -121,27 +129,46 @@ class Operated:
     event_log: EventLog
     store: SnapshotStore
     launch: Launch
-    leaders: list[Leader] = field(default_factory=list[Leader])
+    processes: list[Process] = field(default_factory=list[Process])
+    leader: Controller | None = None
     lines: Lines = field(default_factory=Lines)
 
     @property
     def control(self) -> Control:
         """What is decided."""
-        return self.leaders[-1].controller.decisions.control
+        assert self.leader is not None, "nobody has led yet"
+        return self.leader.decisions.control
 
-    async def lead(self) -> Leader:
-        """Have a controller lead, and wait until every shard is served."""
+    async def begin(self) -> None:
+        """Have controllers, and wait until every shard is served."""
+        for _ in range(2):
+            await self.add_process()
+        await eventually(lambda: self.leader is not None and self.leader.up.is_set())
+
+    async def add_process(self) -> Process:
+        """One more process that leads, or stands by to lead."""
         host = real_host(self.event_log, self.store, self.launch, self.lines.say)
         console = Console(host, self.app.name)
         address = await console.start(BIND)
-        name = f"controller-{len(self.leaders) + 1}"
-        controller = Controller(self.app.name, self.app.tree, self.cluster, host, name, address)
-        console.controller = controller
-        leading = asyncio.get_running_loop().create_task(controller.run())
-        self.leaders.append(Leader(controller, console, leading))
-        await eventually(lambda: controller.up.is_set() or leading.done())
-        assert not leading.done(), f"the controller ended: {leading}"
-        return self.leaders[-1]
+
+        def leads(controller: Controller) -> None:
+            console.controller = self.leader = controller
+
+        name = f"controller-{len(self.processes) + 1}"
+        candidate = Candidate(self.app.name, self.app.tree, self.cluster, host, name, console=address, on_leading=leads)
+        process = Process(console, asyncio.get_running_loop().create_task(candidate.run(BIND)))
+        self.processes.append(process)
+        return process
+
+    async def kill_leader(self) -> Controller:
+        """Have the other one lead; it, once every shard is served."""
+        before = self.leader
+        process = next(process for process in self.processes if process.console.controller is before)
+        self.processes.remove(process)
+        await process.kill()
+        await eventually(lambda: self.leader is not before and self.leader is not None and self.leader.up.is_set())
+        assert self.leader is not None
+        return self.leader
 
     def operator(self, deadline_s: float = 20.0) -> Operator:
         """An operator of this application; to be entered."""
@@ -159,8 +186,8 @@ class Operated:
 
     async def close(self) -> None:
         """Kill everything."""
-        for one in self.leaders:
-            await one.kill()
+        for process in self.processes:
+            await process.kill()
         await self.cluster.close()
 
 
@@ -177,7 +204,7 @@ def operated(name: str, folder: Path) -> Generator[Operated]:
         cluster = GatedCluster(launch, NODES)
         shop = Operated(app, target_of(name), log, loop, cluster, event_log, store, launch)
         try:
-            loop.run(shop.lead())
+            loop.run(shop.begin())
             yield shop
         finally:
             loop.run(shop.close())

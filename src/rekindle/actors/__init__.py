@@ -1,7 +1,8 @@
 """Entities, the shards that run them, the instances that host shards, and the client.
 
-Reading order: `entity` (what users write), `shard` (the owner as a state machine), `owner` (its edge), `instance`,
-`client`; `frames`, `outcomes` and `routes` are what they say to each other, `wire` is how.
+Reading order: `entity` (what users write), `shard` (the owner as a state machine), `owner` (its edge), `replay` (how
+the log gets into it), `follower` (standbys), `instance`, `sidecar`, `client`; `frames`, `outcomes` and `routes` are what
+they say to each other, `wire` is how.
 """
 
 from rekindle.actors.client import Client, Proxy
@@ -14,6 +15,7 @@ from rekindle.actors.errors import (
     DeadlineExceeded,
     EntityDefinitionError,
     EntityQuarantined,
+    OrderRefused,
     OutcomeUnknown,
     Overloaded,
     ShardRefused,
@@ -21,11 +23,14 @@ from rekindle.actors.errors import (
     TokenRefused,
     WireError,
 )
-from rekindle.actors.instance import Host, Hosted, Instance, require_token
-from rekindle.actors.owner import Assignment, Floor, Owner, Surroundings, load_snapshot
+from rekindle.actors.host import Host, Hosted
+from rekindle.actors.instance import Instance, require_token
+from rekindle.actors.owner import Assignment, Owner, Surroundings
+from rekindle.actors.replay import Floor, load_snapshot
 from rekindle.actors.replica import Replica
 from rekindle.actors.routes import Route, Table
 from rekindle.actors.shard import Phase, Shard
+from rekindle.actors.sidecar import Sidecar
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, WebsocketWire, Wire
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "Hosted",
     "Instance",
     "Listening",
+    "OrderRefused",
     "OutcomeUnknown",
     "Overloaded",
     "Owner",
@@ -58,6 +64,7 @@ __all__ = [
     "Route",
     "Shard",
     "ShardRefused",
+    "Sidecar",
     "Stale",
     "Surroundings",
     "Table",

@@ -30,7 +30,8 @@ from rekindle.actors.errors import (
     Overloaded,
     ShardRefused,
 )
-from rekindle.actors.instance import KEY_BYTES_MAX, Hosted, cached_shard_of
+from rekindle.actors.host import Hosted
+from rekindle.actors.instance import KEY_BYTES_MAX, cached_shard_of
 from rekindle.actors.outcomes import result_of
 from rekindle.actors.peer import SILENT_S, Call, Peer, Session
 from rekindle.actors.routes import Route, Table

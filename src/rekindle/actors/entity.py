@@ -150,15 +150,16 @@ class Entity:
             raise TypeError(
                 f"{type(self).__name__}.emit was called outside a command: queries and `apply` emit nothing"
             )
-        if type(event) not in self._type.events.classes:
+        kind = self._type
+        if type(event) not in kind.events.classes:
             raise TypeError(
-                f"{type(self).__name__}.apply does not declare {type(event).__name__}; it declares {self._type.events.names}"
+                f"{type(self).__name__}.apply does not declare {type(event).__name__}; it declares {kind.events.names}"
             )
         emitted.append(pack_event(event))
         self._gone = False
         self._emitted = None  # what `apply` emitted a replay would not know; and it stays so if `apply` raises
-        self._type.apply(self, event)
-        self._type.check_fields(self)
+        kind.apply(self, event)
+        kind.check_fields(self)
         self._emitted = emitted
 
     def delete(self) -> None:

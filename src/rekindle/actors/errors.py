@@ -12,6 +12,7 @@ RekindleError
 │   ├── Stale                      a local query, older than its caller allows (no effect)
 │   ├── DeadlineExceeded           no answer in time and never sent (no effect)
 │   └── OutcomeUnknown             no answer in time, or the session was forgotten: it may have been run
+├── OrderRefused                   a controller that leads no more gave it
 └── WireError                      the connection between processes
     ├── ConnectFailed              nobody there, or not who was expected
     └── TokenRefused               the wire asks for another token
@@ -65,6 +66,10 @@ class OutcomeUnknown(CallError):
     session it belongs to was forgotten."""
 
     definite = False
+
+
+class OrderRefused(RekindleError):
+    """What a controller told an instance to do was not done: another controller, of a higher term, leads."""
 
 
 class WireError(RekindleError):

@@ -8,9 +8,14 @@ TABLE    [control term, version], {service: [[address, assignment] | None, ...]}
 ASK      (nothing)                          answered by TABLE
 ASSIGN   control term, [[shard, number, [term, offset, sequence], suspect, [[session, number], ...]], ...]
 RELEASE  control term, [[shard, number], ...]
+FOLLOW   control term, [[shard, [term, offset, sequence]], ...]     all that it is to follow: others end, missing ones begin
 SERVING  shard, number, [term, offset, sequence]
 LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
-POSITIONS  [[shard, number, [term, offset, sequence]], ...]
+POSITIONS  [[shard, number, [term, offset, sequence]], ...], {shard: calls that came while it was not served here}
+FOLLOWED   [[shard, [term, offset, sequence], caught up], ...]     at once when one has caught up; all of them with POSITIONS
+UNFOLLOWED shard, reason, error class      a follower ended by itself; the next FOLLOW that names the shard begins it again
+TELL     control term, id, operation, args          the sidecar's operation; id names it among all of all controllers
+TOLD     id, [true, value] | [error class, text]
 PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
 BEGAN    session, number, text              a suspect call, or (no session) a suspect shard's replay
 ENDED    session, number
@@ -44,9 +49,10 @@ BEGAN: Final = 14
 ENDED: Final = 15
 FOLLOW: Final = 16
 FOLLOWED: Final = 17
-TELL: Final = 18
-TOLD: Final = 19
-OPERATE: Final = 20
+UNFOLLOWED: Final = 18
+TELL: Final = 19
+TOLD: Final = 20
+OPERATE: Final = 21
 
 CLIENT: Final = "client"
 CONTROLLER: Final = "controller"

@@ -4,21 +4,19 @@ Invariants:
 - It owns what it was assigned and nothing else; a controller of a lower term than one it has heard is refused.
 - An assignment replaces the same shard's older one; a repeated or older one changes nothing.
 - What it knows of other owners it has from the controller's table or not at all.
+- What it follows without owning it (`rekindle.actors.follower`) serves nobody until it is assigned.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections import Counter
 from functools import lru_cache
 from typing import Any, Final
 
 from rekindle.actors import outcomes
-from rekindle.actors.entity import EntityType
 from rekindle.actors.errors import BadRequest, ShardRefused
+from rekindle.actors.follower import Following
 from rekindle.actors.frames import (
     ASK,
     ASSIGN,
@@ -26,6 +24,7 @@ from rekindle.actors.frames import (
     CALL,
     CONTROLLER,
     ENDED,
+    FOLLOW,
     LOST,
     POSITIONS,
     PROTOCOL,
@@ -33,19 +32,23 @@ from rekindle.actors.frames import (
     RELEASE,
     SERVING,
     TABLE,
+    TELL,
     WELCOME,
     BadFrame,
     frame,
     parse,
     why_refused,
 )
+from rekindle.actors.host import Host, Hosted
 from rekindle.actors.link import Link
-from rekindle.actors.owner import SNAPSHOT_EVERY, Assignment, Floor, Owner, Surroundings
+from rekindle.actors.owner import Assignment, Owner, Surroundings
+from rekindle.actors.replay import Floor
 from rekindle.actors.requests import Request
 from rekindle.actors.routes import Table
 from rekindle.actors.shard import Phase
-from rekindle.actors.wire import Beacon, Closed, Connection, Listening, Wire
-from rekindle.events import EventLog, Partition, SnapshotStore, Topic, shard_of
+from rekindle.actors.sidecar import Keeper
+from rekindle.actors.wire import Beacon, Closed, Connection, Listening
+from rekindle.events import shard_of
 from rekindle.events.records import build
 
 KEY_BYTES_MAX: Final = 1_024
@@ -59,6 +62,9 @@ HELD_MS: Final = 400
 SWEEP_S: Final = 0.5
 SWEEP_STEPS: Final = 500
 POSITIONS_S: Final = 1.0
+CALLED_MAX: Final = 1_000
+"""Of so many shards, those that were asked for most, it reports that they were while they were not served here."""
+
 BEAT_S: Final = 0.05
 UNWANTED_MAX_S: Final = 30.0
 """An instance that no controller has greeted in this time after its start is known to none: its controller died, or was
@@ -66,58 +72,6 @@ stopped, while it started it. It ends. Once greeted, it serves on whatever becom
 
 
 cached_shard_of = lru_cache(maxsize=1 << 17)(shard_of)
-
-
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """A service as its instances and its clients need it. Its log is the topic `app.service`."""
-
-    app: str
-    name: str
-    kind: EntityType
-    shards: int
-    snapshot_every: int = SNAPSHOT_EVERY
-    retention: bool = False
-
-    def partition(self, shard: int) -> Partition:
-        """Where the shard's log is."""
-        return Partition(f"{self.app}.{self.name}", shard)
-
-    def topic(self, *, fsync: bool = False) -> Topic:
-        """The contract of its log. fsync: asked for when it is created; never insisted on later."""
-        return Topic(f"{self.app}.{self.name}", self.shards, fsync=fsync)
-
-
-@dataclass(slots=True)
-class Host:
-    """What an instance gets from its process. Simulated hosts are deterministic."""
-
-    log: EventLog
-    snapshots: SnapshotStore | None
-    wire: Wire
-    now_ms: Callable[[], int]
-    offload: Callable[[Callable[[], bytes]], Awaitable[bytes]]
-    say: Callable[[str], None]
-    monotonic: Callable[[], float] = time.monotonic
-    resident_bytes: Callable[[], int] = lambda: 0
-    token: str | None = None
-    randomness: Callable[[int], bytes] = os.urandom
-    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task to its end; its failure is a bug and is said."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def random_hex(self, size: int) -> str:
-        """A name that nobody else has."""
-        return self.randomness(size).hex()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.say(f"bug: a task died: {task.exception()!r}")
 
 
 class Instance:
@@ -133,6 +87,7 @@ class Instance:
         self.links: list[Link] = []
         self.controllers: list[Link] = []
         self.executing: Request | None = None
+        self.called: Counter[int] = Counter()
         self.stopped = asyncio.Event()
         self._seen: Request | None = None
         self._seen_at = 0.0
@@ -150,18 +105,33 @@ class Instance:
             host.say,
             hosted.snapshot_every,
             hosted.retention,
+            lambda shard: self.table.owner(hosted.name, shard),
         )
+        self.following = Following(hosted, self.around, self._report)
+        sidecar = None if hosted.sidecar is None else hosted.sidecar(incarnation)
+        self.keeper = Keeper(sidecar, lambda: self.control_term, host.spawn, host.say)
 
     # --- life --------------------------------------------------------------------------------------------------
 
     async def start(self, bind: str, advertise: str | None = None) -> tuple[str, str]:
-        """Listen; the addresses for frames and for pulses. Without a token only loopback addresses are taken."""
+        """Listen, once its sidecar is up; the addresses for frames and for pulses. Without a token only loopback
+        addresses are taken."""
         require_token(bind, self.host.token)
+        await self.keeper.start()
+        try:
+            addresses = await self._listen(bind, advertise)
+        except BaseException:
+            await self.keeper.stop()
+            raise
+        self.host.spawn(self._tick())
+        self.host.spawn(self._end_with_sidecar())
+        return addresses
+
+    async def _listen(self, bind: str, advertise: str | None) -> tuple[str, str]:
         self._listening = await self.host.wire.serve(bind, self._accept)
         bound_host = bind.rpartition(":")[0]
         self._beat = self.host.monotonic()
         self._beacon = self.host.wire.beacon(f"{bound_host}:0", self.host.token, self.pulse, PULSE_S)
-        self.host.spawn(self._tick())
         shown = advertise or bound_host
         return tuple(f"{shown}:{a.rpartition(':')[2]}" for a in (self._listening.address, self._beacon.address))  # type: ignore[return-value]
 
@@ -170,6 +140,7 @@ class Instance:
         self.stopped.set()
         for owner in self.owners.values():
             owner.stop("the instance stops")
+        await self.keeper.stop()
         if self._beacon is not None:
             self._beacon.close()
         if self._listening is not None:
@@ -189,20 +160,26 @@ class Instance:
             await asyncio.sleep(BEAT_S)
             turns += 1
             if turns % round(SWEEP_S / BEAT_S) == 0:
-                for owner in tuple(self.owners.values()):
-                    owner.shard.entities.sweep(SWEEP_STEPS)
+                owned = [owner.shard.entities for owner in self.owners.values()]
+                for entities in (*owned, *self.following.entities()):
+                    entities.sweep(SWEEP_STEPS)
                     await asyncio.sleep(0)
             if turns % round(POSITIONS_S / BEAT_S) == 0:
-                self._report(
-                    frame(
-                        POSITIONS,
-                        [
-                            [s, o.assignment.number, o.position]
-                            for s, o in self.owners.items()
-                            if o.shard.phase is Phase.OWNING
-                        ],
-                    )
-                )
+                self._tell_positions()
+                self.following.tell_positions()
+
+    def _tell_positions(self) -> None:
+        """How far the shards are that are served here, and how often those were asked for that are not."""
+        owning = [(shard, owner) for shard, owner in self.owners.items() if owner.shard.phase is Phase.OWNING]
+        positions = [[shard, owner.assignment.number, owner.position] for shard, owner in owning]
+        self._report(frame(POSITIONS, positions, dict(self.called.most_common(CALLED_MAX))))
+        self.called.clear()
+
+    async def _end_with_sidecar(self) -> None:
+        reason = await self.keeper.wait()
+        if not self.stopped.is_set():
+            self.host.say(f"{self.incarnation}: its sidecar has died, it ends: {reason}")
+            self.stopped.set()
 
     # --- connections -------------------------------------------------------------------------------------------
 
@@ -249,8 +226,10 @@ class Instance:
                     self._on_call(link, groups)
                 case [kind] if kind == ASK:
                     link.send(frame(TABLE, *self.table.dump()))
-                case [kind, term, *rest] if kind in (ASSIGN, RELEASE) and link in self.controllers:
-                    self._on_order(kind, term, rest[0])
+                case [kind, term, orders] if kind in (ASSIGN, RELEASE, FOLLOW) and link in self.controllers:
+                    self._on_order(kind, term, orders)
+                case [kind, term, *operation] if kind == TELL and link in self.controllers:
+                    self._on_tell(link, term, *operation)
                 case [kind, version, services, refused] if kind == TABLE and link in self.controllers:
                     self._on_table(Table.load(version, services, refused))
                 case _:
@@ -279,6 +258,8 @@ class Instance:
                 else:
                     fields = (link, call, session, number, low, key, handler, args, kwargs, suspect, staleness)
                     owner.shard.submit(build(Request, fields))
+            if owner is not None and owner.shard.phase is not Phase.OWNING:
+                self.called[shard] += len(calls)
 
     def _why_bad(self, shard: int, number: int, key: str, name: str) -> BadRequest:
         hosted = self.hosted
@@ -298,6 +279,7 @@ class Instance:
     def _send_away(self, link: Link, call: int, shard: int) -> None:
         route = self.table.owner(self.hosted.name, shard)
         if 0 <= shard < self.hosted.shards:
+            self.called[shard] += 1
             link.reply(call, outcomes.moved(route and route.address, -1 if route is None else route.assignment))
         else:
             link.reply(
@@ -314,12 +296,23 @@ class Instance:
             self.host.say(f"{self.incarnation}: a controller of term {term} was refused, {self.control_term} leads")
             return
         self.control_term = term
+        if kind == FOLLOW:
+            self.following.follow({shard: Floor(*floor) for shard, floor in orders}, self.owners)
+            return
         for order in orders:
             if kind == ASSIGN:
                 shard, number, floor, suspect, poison = order
                 self._take(Assignment(shard, number, Floor(*floor), suspect, tuple((s, n) for s, n in poison)))
             else:
                 self._release(*order)
+
+    def _on_tell(self, link: Link, term: int, id: Any, operation: Any, args: Any) -> None:
+        if not (isinstance(id, int | str) and isinstance(operation, str) and isinstance(args, dict)):
+            raise BadFrame(
+                f"expected an id, an operation and its arguments, got {id!r:.80}, {operation!r:.80}, {args!r:.80}"
+            )
+        self.control_term = max(self.control_term, term)
+        self.keeper.tell(link, term, id, operation, args)
 
     def _take(self, assignment: Assignment) -> None:
         current = self.owners.get(assignment.shard)
@@ -330,7 +323,12 @@ class Instance:
         if current is not None:
             current.stop(f"replaced by assignment {assignment.number}")
         owner = Owner(
-            self.hosted.partition(assignment.shard), self.hosted.kind, assignment, self.incarnation, self.around
+            self.hosted.partition(assignment.shard),
+            self.hosted.kind,
+            assignment,
+            self.incarnation,
+            self.around,
+            self.following.take(assignment.shard),
         )
         self.owners[assignment.shard] = owner
         self.host.spawn(self._own(owner))
@@ -340,6 +338,7 @@ class Instance:
         shard = owner.assignment.shard
         if self.owners.get(shard) is owner:
             del self.owners[shard]
+            self.following.resume(shard)
         error = None if owner.error is None else type(owner.error).__name__
         self._report(
             frame(

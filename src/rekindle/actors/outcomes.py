@@ -35,6 +35,15 @@ _REFUSALS: Final = {cls.__name__: cls for cls in (BadRequest, EntityQuarantined,
 _TEXT_MAX: Final = 2_000
 
 
+def text_of(error: BaseException) -> str:
+    """The error's text such that it can travel, whatever the user's class does to it."""
+    try:
+        text = str(error)
+    except Exception as worse:  # noqa: BLE001 - a `__str__` may raise anything
+        text = f"(its text cannot be had: {type(worse).__name__})"
+    return text[:_TEXT_MAX].encode(errors="backslashreplace").decode()
+
+
 def rejected(error: Rejected) -> bytes:
     """The outcome of a command that was refused by its handler."""
     return pack([REJECTED, name_of(type(error)), vars(error)])
@@ -42,21 +51,12 @@ def rejected(error: Rejected) -> bytes:
 
 def failed(error: BaseException) -> bytes:
     """The outcome of a command whose handler raised."""
-    return pack([FAILED, f"{type(error).__name__}: {_text_of(error)}"])
+    return pack([FAILED, f"{type(error).__name__}: {text_of(error)}"])
 
 
 def refused(error: CallError) -> bytes:
     """The answer to a call that was not run and never will be."""
-    return pack([REFUSED, type(error).__name__, _text_of(error)])
-
-
-def _text_of(error: BaseException) -> str:
-    """The error's text such that it can travel, whatever the user's class does to it."""
-    try:
-        text = str(error)
-    except Exception as worse:  # noqa: BLE001 - a `__str__` may raise anything
-        text = f"(its text cannot be had: {type(worse).__name__})"
-    return text[:_TEXT_MAX].encode(errors="backslashreplace").decode()
+    return pack([REFUSED, type(error).__name__, text_of(error)])
 
 
 def moved(address: str | None, assignment: int) -> bytes:

@@ -1,6 +1,6 @@
 """The edge of one shard's owner: takes the shard over, then appends its batches, one at a time, until it is fenced.
 
-    claim -> newest whole snapshot -> replay to the own claim -> serve
+    claim -> what a follower has here, else the newest whole snapshot -> replay to the own claim -> serve
     an append fails   -> doubt: claim again, read to the claim, go on (rule 4)
     a gap             -> read it, go on (rule 3)
     refused for good  -> discard the state, take over again (design, section 5), `TAKEOVERS_MAX` times
@@ -12,24 +12,32 @@ log stays away for `LOG_AWAY_MAX_S`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from rekindle.actors.entities import Captured
 from rekindle.actors.entity import EntityType
+from rekindle.actors.replay import (
+    LOG_AWAY_MAX_S,
+    NO_FLOOR,
+    RETRY_FIRST_S,
+    RETRY_MAX_S,
+    Floor,
+    Replay,
+    load_snapshot,
+)
 from rekindle.actors.requests import Edge, Request, Witness
+from rekindle.actors.routes import Route
 from rekindle.actors.shard import BARRIER_INTERVAL_S, Phase, Shard
 from rekindle.events import (
     AppendRefused,
     AppendUnknown,
-    Commit,
     Entry,
     EventLog,
     Fold,
     InternalError,
     Keyed,
-    LogDamaged,
     LogError,
     LogTruncated,
     LogUnavailable,
@@ -37,48 +45,21 @@ from rekindle.events import (
     RekindleError,
     SnapshotError,
     SnapshotStore,
-    decode,
     pack,
-    unpack,
 )
-from rekindle.events.records import SNAPSHOTTED
-from rekindle.events.snapshots import KEPT, newest_whole, pack_blob, save
+from rekindle.events.snapshots import KEPT, pack_blob, save
 
-LOG_AWAY_MAX_S: Final = 60.0
-"""How long an owner goes on trying to reach the log before it gives its shard up."""
+if TYPE_CHECKING:
+    from rekindle.actors.follower import Follower
 
-RETRY_FIRST_S: Final = 0.02
-RETRY_MAX_S: Final = 1.0
-READ_WAIT_S: Final = 0.5
 TAKEOVERS_MAX: Final = 3
 """How often an owner starts again after the log refused an append, before it gives the shard up."""
-
-REPLAY_SLICE: Final = 500
-"""Records replayed before the loop gets its turn: a few milliseconds."""
 
 SNAPSHOT_EVERY: Final = 4_000
 """Commits between two snapshots of a shard, while its state is small."""
 
 SNAPSHOT_BYTES_PER_COMMIT: Final = 256
 """A large state is written less often: at most about this many bytes of snapshots for each commit."""
-
-
-class Floor(NamedTuple):
-    """The highest position that is known of a shard. An owner that finds less stops: the log was truncated or recreated."""
-
-    term: int = -1
-    offset: int = -1
-    sequence: int = 0
-
-
-class Mark(NamedTuple):
-    """The record that a snapshot stands on."""
-
-    offset: int
-    sequence: int
-
-
-NO_FLOOR: Final = Floor()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +82,19 @@ class Surroundings:
     """What an owner needs of the process it lives in; simulated ones are deterministic.
 
     offload: runs a function off the loop. say: a line for the operator. retention: delete records that two snapshots
-    make superfluous.
+    make superfluous. route: who owns a shard, as far as it is known here.
     """
 
     log: EventLog
     snapshots: SnapshotStore | None
     now_ms: Callable[[], int]
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     offload: Callable[[Callable[[], bytes]], Awaitable[bytes]]
     witness: Witness
     say: Callable[[str], None]
     snapshot_every: int = SNAPSHOT_EVERY
     retention: bool = False
+    route: Callable[[int], Route | None] = lambda shard: None
     counters: dict[str, int] = field(default_factory=dict[str, int])
 
     def count(self, what: str, more: int = 1) -> None:
@@ -121,10 +103,19 @@ class Surroundings:
 
 
 class Owner:
-    """Owns one shard from its assignment until it is fenced or gives up."""
+    """Owns one shard from its assignment until it is fenced or gives up.
+
+    follower: whoever has followed the shard here until now.
+    """
 
     def __init__(
-        self, partition: Partition, kind: EntityType, assignment: Assignment, incarnation: str, around: Surroundings
+        self,
+        partition: Partition,
+        kind: EntityType,
+        assignment: Assignment,
+        incarnation: str,
+        around: Surroundings,
+        follower: Follower | None = None,
     ) -> None:
         self.partition = partition
         self.kind = kind
@@ -136,14 +127,23 @@ class Owner:
         self._work = asyncio.Event()
         self._barrier_at = 0.0
         self._blob_size = 0
-        self._mark: Mark | None = None
         self._saving = False
+        self._follower = follower
+        self._replay = Replay(partition, around.log, self, self._on_strangers, assignment.floor)
         self.shard = self._new_shard()
 
     def _new_shard(self) -> Shard:
         self._saving = False
         around = self.around
-        edge = Edge(around.now_ms, self._work.set, around.spawn, around.witness, self._on_snapshot, self._on_quarantine)
+        edge = Edge(
+            around.now_ms,
+            self._work.set,
+            around.spawn,
+            around.witness,
+            self._on_snapshot,
+            self._on_quarantine,
+            lambda: around.route(self.assignment.shard),
+        )
         shard = Shard(self.partition, self.kind, self.assignment.number, self.incarnation, edge)
         shard.poison.update(self.assignment.poison)
         return shard
@@ -178,6 +178,8 @@ class Owner:
             self._give_up(InternalError(f"{self.partition} after offset {self.shard.fold.offset}: {error!r}"))
         finally:
             self.shard.stop()
+            if self._follower is not None:
+                self._follower.end()
 
     def _give_up(self, error: RekindleError) -> None:
         self.error = error
@@ -201,9 +203,12 @@ class Owner:
     async def _own(self, on_serving: Callable[[Owner], None]) -> None:
         shard = self.shard
         claimed = await self._claim(shard)
-        await self._load_snapshot(shard)
-        await self._replay(shard, claimed)
-        self._check_floor(shard)
+        if not await self._inherit(shard, claimed):
+            await self._load_snapshot(shard)
+        await self._replay_to(shard, claimed)
+        if shard.phase is Phase.STOPPED:
+            return
+        self._replay.check_floor()
         shard.settle()
         if shard.phase is Phase.OWNING:
             on_serving(self)
@@ -239,29 +244,36 @@ class Owner:
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
 
+    async def _inherit(self, shard: Shard, claimed: int) -> bool:
+        """Go on with what a follower of the shard has in memory here, own claim included; whether there is such a one."""
+        follower, self._follower = self._follower, None
+        if follower is None:
+            return False
+        # What an instance died of is read by name (`feed`), so not by the follower.
+        replica = await follower.hand_over(0 if self.assignment.suspect else claimed + 1)
+        if replica is None:
+            return False
+        shard.fold, shard.entities, shard.since_snapshot = replica.fold, replica.entities, replica.since_snapshot
+        shard.entities.on_quarantine = self._on_quarantine
+        self._blob_size = shard.entities.bytes
+        self.around.count("inherited")
+        return True
+
     async def _load_snapshot(self, shard: Shard) -> None:
         if self.around.snapshots is None:
             return
         loaded = await load_snapshot(self.around.snapshots, self.partition, self.kind, self.around.say)
         if loaded is not None:
-            shard.fold, captured, self._blob_size, self._mark = loaded
+            shard.fold, captured, self._blob_size, self._replay.mark = loaded
             shard.entities.restore(captured)
         elif (start := (await self.around.log.bounds(self.partition)).start) > 0:
             # Retention has deleted what a full replay would need. The store may only be away: try again later.
             raise LogUnavailable(f"{self.partition}: no snapshot can be read, and the log begins at offset {start}")
 
-    async def _replay(self, shard: Shard, claimed: int) -> None:
-        """Read up to and with the own claim; at the floor, see that the log is still the one that is known."""
-        floor = self.assignment.floor
-        if shard.fold.offset > claimed:
+    async def _replay_to(self, shard: Shard, claimed: int) -> None:
+        """Read up to and with the own claim."""
+        if self._replay.mark is not None and shard.fold.offset > claimed:
             claimed = await self._newest(shard)
-        if shard.fold.offset < floor.offset <= claimed:
-            await self._read(shard, floor.offset)
-            if (shard.fold.term, shard.fold.sequence) != (floor.term, floor.sequence):
-                found = f"term {shard.fold.term} sequence {shard.fold.sequence}"
-                raise LogTruncated(
-                    f"{self.partition} (was {found} at offset {floor.offset})", floor.sequence, shard.fold.sequence
-                )
         await self._read(shard, claimed + 1)
 
     async def _newest(self, shard: Shard) -> int:
@@ -271,62 +283,42 @@ class Owner:
             raise LogTruncated(str(self.partition), shard.fold.offset - 1, last)
         return last
 
-    def _check_floor(self, shard: Shard) -> None:
-        floor, fold = self.assignment.floor, shard.fold
-        if fold.offset < floor.offset or fold.sequence < floor.sequence:
-            raise LogTruncated(str(self.partition), floor.offset, fold.offset)
-
     async def _read(self, shard: Shard, end: int) -> None:
         """Feed everything below offset `end` to the shard; while the log is away, wait for it and go on."""
-        while shard.fold.offset < end:
+        while self._replay.offset < end and shard.phase is not Phase.STOPPED:
             await self._patiently(lambda: self._read_on(shard, end))
 
     async def _read_on(self, shard: Shard, end: int) -> int:
-        """Read from where the shard is, a slice at a time."""
-        start = shard.fold.offset if self._mark is None else self._mark.offset
-        async with self.around.log.reader(self.partition, start) as reader:
-            while shard.fold.offset < end:
-                entries = await self._next(reader.next)
-                if self._mark is not None:
-                    entries, self._mark = past_mark(self.partition, self._mark, entries), None
-                for start in range(0, len(entries), REPLAY_SLICE):
-                    self._feed(shard, _below(entries[start : start + REPLAY_SLICE], end))
-                    await asyncio.sleep(0)
+        """Read from where the shard is."""
+        loop = asyncio.get_running_loop()
+        async with self._replay.reader() as reader:
+            until = loop.time() + LOG_AWAY_MAX_S
+            while self._replay.offset < end and shard.phase is not Phase.STOPPED:
+                if await self._replay.next(reader, end):
+                    until = loop.time() + LOG_AWAY_MAX_S
+                elif loop.time() > until:
+                    where = f"offset {shard.fold.offset} is in the log and cannot be read"
+                    raise LogUnavailable(f"{self.partition}: {where}")
         return shard.fold.offset
 
-    def _feed(self, shard: Shard, entries: Sequence[Entry]) -> None:
-        strangers = shard.fold.strangers
-        try:
-            self._feed_named(shard, entries)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            where = f"{self.partition}: the record of ours at offset {shard.fold.offset - 1}"
-            raise LogDamaged(f"{where} is not what any owner writes: {error!r}") from error
-        strangers = shard.fold.strangers - strangers
-        if strangers:
-            self.around.count("strangers", strangers)
-            where = f"from offset {entries[0].offset} to {entries[-1].offset}"
-            self.around.say(f"{self.partition}: {strangers} records {where} are not ours, they count for nothing")
+    @property
+    def fold(self) -> Fold:
+        """What the rules know of the shard."""
+        return self.shard.fold
 
-    def _feed_named(self, shard: Shard, entries: Sequence[Entry]) -> None:
+    def feed(self, entries: Iterable[Entry]) -> None:
+        """Feed the shard. If an instance died in its replay, it is said before it is done."""
         if not self.assignment.suspect:
-            shard.feed(entries)
+            self.shard.feed(entries)
             return
-        witness = self.around.witness
-        witness.began(b"", self.assignment.shard, f"replay of {self.partition} from offset {entries[0].offset}")
-        shard.feed(entries)
-        witness.ended(b"", self.assignment.shard)
+        witness, shard = self.around.witness, self.assignment.shard
+        witness.began(b"", shard, f"replay of {self.partition} from offset {self.fold.offset}")
+        self.shard.feed(entries)
+        witness.ended(b"", shard)
 
-    async def _next(self, read: Callable[[float], Awaitable[Sequence[Entry]]]) -> Sequence[Entry]:
-        """The next entries of a log that is known to have some."""
-        until = asyncio.get_running_loop().time() + LOG_AWAY_MAX_S
-        while True:
-            entries = await read(READ_WAIT_S)
-            if entries:
-                return entries
-            if asyncio.get_running_loop().time() > until:
-                raise LogUnavailable(
-                    f"{self.partition}: offset {self.shard.fold.offset} is in the log and cannot be read"
-                )
+    def _on_strangers(self, count: int, where: str) -> None:
+        self.around.count("strangers", count)
+        self.around.say(f"{self.partition}: {count} records {where} are not ours, they count for nothing")
 
     # --- serving -----------------------------------------------------------------------------------------------
 
@@ -435,10 +427,6 @@ class Owner:
         self.around.say(f"{self.partition}: quarantined {reason}")
 
 
-def _below(entries: Sequence[Entry], end: int) -> Sequence[Entry]:
-    return entries if entries[-1].offset < end else [entry for entry in entries if entry.offset < end]
-
-
 def blob_of(captured: Captured, fold: list[Any], kind: EntityType) -> bytes:
     """A snapshot's bytes."""
     return pack_blob(
@@ -449,44 +437,3 @@ def blob_of(captured: Captured, fold: list[Any], kind: EntityType) -> bytes:
             "quarantined": pack(captured.quarantined),
         }
     )
-
-
-async def load_snapshot(
-    store: SnapshotStore,
-    partition: Partition,
-    kind: EntityType,
-    say: Callable[[str], None],
-    at_most: int | None = None,
-) -> tuple[Fold, Captured, int, Mark] | None:
-    """The newest snapshot that is whole and fits: what the rules know, all entities, its size, and its mark in the log,
-    which the reader has to find there (`past_mark`). None: replay everything."""
-    try:
-        pointer, segments, errors = await newest_whole(store, partition, at_most)
-    except SnapshotError as error:
-        say(f"{partition}: snapshots cannot be read, full replay: {error}")
-        return None
-    for damage in errors:
-        say(f"{partition}: a snapshot is not usable, trying the one before: {damage}")
-    if pointer is None:
-        return None
-    if unpack(segments["kind"]) != kind.fingerprint:
-        say(
-            f"{partition}: the snapshot at offset {pointer.offset} has other fields than {kind.name} has now, full replay"
-        )
-        return None
-    captured = Captured(unpack(segments["entities"]), unpack(segments["quarantined"]))
-    return Fold.load(unpack(segments["fold"])), captured, pointer.size, Mark(pointer.offset, pointer.sequence)
-
-
-def past_mark(partition: Partition, mark: Mark, entries: Sequence[Entry]) -> Sequence[Entry]:
-    """The entries behind the record that a snapshot stands on, which must be the first of them: else it is another log.
-
-    Raises `LogTruncated`.
-    """
-    first = entries[0]
-    record = decode(first.value)
-    found = isinstance(record, Commit) and record.kind == SNAPSHOTTED and record.sequence == mark.sequence
-    if not (found and first.offset == mark.offset):
-        where = f"{partition} (the record of its snapshot is not at offset {mark.offset})"
-        raise LogTruncated(where, mark.offset, first.offset)
-    return entries[1:]

@@ -23,7 +23,7 @@ from rekindle.actors.frames import (
     frame,
     parse,
 )
-from rekindle.actors.instance import Hosted
+from rekindle.actors.host import Hosted
 from rekindle.actors.link import LARGE_FRAME_BYTES
 from rekindle.actors.routes import Table
 from rekindle.actors.wire import FRAME_BYTES_MAX, Closed, Connection

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable
 
 from rekindle.actors.entities import Entities
 from rekindle.actors.entity import Entity
-from rekindle.actors.instance import Hosted
-from rekindle.actors.owner import LOG_AWAY_MAX_S, READ_WAIT_S, Mark, load_snapshot, past_mark
-from rekindle.events import Entry, EventLog, Fold, LogUnavailable, SnapshotStore, Undecodable, decode, unpack
-
-_SLICE: Final = 500
+from rekindle.actors.host import Hosted
+from rekindle.actors.replay import LOG_AWAY_MAX_S, NO_FLOOR, Floor, Replay, load_snapshot
+from rekindle.events import (
+    Commit,
+    Entry,
+    EventLog,
+    Fold,
+    LogTruncated,
+    LogUnavailable,
+    SnapshotStore,
+    Undecodable,
+    decode,
+    unpack,
+)
+from rekindle.events.records import SNAPSHOTTED
 
 
 class Replica:
-    """A shard's state at some offset of its log."""
+    """A shard's state at some offset of its log. since_snapshot: commits since the last snapshot that it has met."""
 
     def __init__(
-        self, hosted: Hosted, shard: int, log: EventLog, snapshots: SnapshotStore | None, say: Callable[[str], None]
+        self,
+        hosted: Hosted,
+        shard: int,
+        log: EventLog,
+        snapshots: SnapshotStore | None,
+        say: Callable[[str], None],
+        floor: Floor = NO_FLOOR,
     ) -> None:
         self.hosted = hosted
         self.partition = hosted.partition(shard)
@@ -27,8 +42,9 @@ class Replica:
         self.snapshots = snapshots
         self.say = say
         self.fold = Fold()
-        self._mark: Mark | None = None
         self.entities = Entities(hosted.kind, lambda reason: say(f"{self.partition}: quarantined {reason}"))
+        self.since_snapshot = 0
+        self.replay = Replay(self.partition, log, self, self._on_strangers, floor)
 
     async def load(self, at_most: int | None = None) -> None:
         """Start from the newest snapshot at or below an offset, if there is one."""
@@ -36,34 +52,42 @@ class Replica:
             return
         loaded = await load_snapshot(self.snapshots, self.partition, self.hosted.kind, self.say, at_most)
         if loaded is not None:
-            self.fold, captured, _, self._mark = loaded
+            self.fold, captured, _, self.replay.mark = loaded
             self.entities.restore(captured)
 
     async def read(self, end: int | None = None) -> None:
-        """Read everything below offset `end`; None: below the end of the log as it is now."""
+        """Read everything below offset `end`; None: below the end of the log as it is now. Raises `LogError`."""
         end = (await self.log.bounds(self.partition)).end if end is None else end
-        if self.fold.offset >= end and self._mark is None:
+        if self.fold.offset >= end and self.replay.mark is None:
             return
-        start = self.fold.offset if self._mark is None else self._mark.offset
-        async with self.log.reader(self.partition, start) as reader:
+        async with self.replay.reader() as reader:
             until = asyncio.get_running_loop().time() + LOG_AWAY_MAX_S
-            while self.fold.offset < end or self._mark is not None:
-                entries = await reader.next(READ_WAIT_S)
-                if entries and self._mark is not None:
-                    entries, self._mark = past_mark(self.partition, self._mark, entries), None
-                self._feed(entries, end)
-                if not entries and asyncio.get_running_loop().time() > until:
+            while self.fold.offset < end or self.replay.mark is not None:
+                if not await self.replay.next(reader, end) and asyncio.get_running_loop().time() > until:
                     raise LogUnavailable(
                         f"{self.partition}: offset {self.fold.offset} is in the log and cannot be read"
                     )
 
-    def _feed(self, entries: Sequence[Entry], end: int) -> None:
+    def feed(self, entries: Iterable[Entry]) -> None:
+        """Replay what counts.
+
+        Raises `LogTruncated` for a commit under a claim that was not read: then the log was cut behind this reader's
+        back, and has grown again. To one who begins anew it would look sound.
+        """
+        counts, replay = self.fold.feed, self.entities.replay
         for entry in entries:
-            if entry.offset >= end:
-                return
-            record = decode(entry.value)
-            if self.fold.feed(entry.offset, record) and record.events:  # type: ignore[union-attr]
-                self.entities.replay(record, entry.value)  # type: ignore[arg-type]
+            value = entry.value
+            record = decode(value)
+            if counts(entry.offset, record):
+                self.since_snapshot = 0 if record.kind == SNAPSHOTTED else self.since_snapshot + 1  # type: ignore[union-attr]
+                if record.events:  # type: ignore[union-attr]
+                    replay(record, value)  # type: ignore[arg-type]
+            elif isinstance(record, Commit) and record.term > self.fold.term:
+                where = f"{self.partition} (the claim at offset {record.term} was never read)"
+                raise LogTruncated(where, record.term, self.fold.term)
+
+    def _on_strangers(self, count: int, where: str) -> None:
+        self.say(f"{self.partition}: {count} records {where} are not ours, they count for nothing")
 
     def entity(self, key: str) -> Entity | None:
         """The entity as it is; None if nobody has written to it. Raises `Undecodable`."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rekindle.actors.entities import Captured
 from rekindle.actors.entity import HandlerType
+from rekindle.actors.routes import Route
 from rekindle.events import Commit, Keyed
 
 
@@ -70,12 +71,18 @@ class Witness(Protocol):
         ...
 
 
+def _nowhere() -> Route | None:
+    return None
+
+
 class Edge(NamedTuple):
-    """What the shard asks of its surroundings; all of it is free of I/O for the caller."""
+    """What the shard asks of its surroundings; all of it is free of I/O for the caller. route: who owns the shard, as
+    far as it is known here."""
 
     now_ms: Callable[[], int]
     wake: Callable[[], None]
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
     witness: Witness
     on_snapshot: Callable[[Captured, list[Any], int], None]
     on_quarantine: Callable[[str], None]
+    route: Callable[[], Route | None] = _nowhere

@@ -134,7 +134,7 @@ class Shard:
             else:
                 request.sink.reply(request.call, outcomes.busy(unverified, UNVERIFIED_MAX))
         elif self.phase is Phase.STOPPED:
-            request.sink.reply(request.call, outcomes.moved(None, self.fold.assignment))
+            request.sink.reply(request.call, self._away())
         elif len(self.waiting) < WAITING_MAX:
             self.waiting.append(request)
         else:
@@ -569,7 +569,7 @@ class Shard:
     def stop(self) -> None:
         """Fenced, or told to go: nothing more is answered from here; whoever waits is sent to the owner."""
         self.phase = Phase.STOPPED
-        away = outcomes.moved(None, self.fold.assignment)
+        away = self._away()
         for staged in (*self.flight, *self.staged):
             if staged.sink is not None:
                 staged.sink.reply(staged.call, away)
@@ -579,6 +579,13 @@ class Shard:
         for request in (*self.waiting, *queued):
             request.sink.reply(request.call, away)
         self._clear()
+
+    def _away(self) -> bytes:
+        """The answer to those who have to ask elsewhere: where, if that is known of whoever has fenced this owner."""
+        route, seen = self.edge.route(), self.fold.assignment
+        if route is not None and route.assignment >= seen and route.assignment > self.assignment:
+            return outcomes.moved(*route)
+        return outcomes.moved(None, seen)
 
     def _clear(self) -> None:
         for waiting in (self.flight, self.staged, self.waiting):

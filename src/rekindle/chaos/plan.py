@@ -31,7 +31,14 @@ KINDS: Final = (
     "send the cluster away",
     "send the log away",
     "let the log refuse",
+    "scale",
+    "drain a node",
+    "pause the plans",
 )
+"""The last three are an operator's doing, not faults; they come in between all the same."""
+
+INSTANCES: Final = (2, 4)
+"""An operator scales to as few, or as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +54,15 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that goes wrong. skew_ms: by how much clocks may be wrong. retention: whether owners delete what their
-    snapshots do not need."""
+    snapshots do not need. standbys: of each shard. zones: how many there are."""
 
     faults: tuple[Fault, ...]
     log: LogFaults
     wire: WireFaults
     skew_ms: int
     retention: bool
+    standbys: int
+    zones: int
 
 
 def draw_plan(random: Random) -> Plan:
@@ -63,7 +72,8 @@ def draw_plan(random: Random) -> Plan:
     faults = [Fault(_time(random), random.choice(kinds), random.random(), _duration(random)) for _ in range(count)]
     skew_ms = random.choice([0, 0, 50, 5_000, 5_000, 900_000])
     faults.sort(key=lambda fault: fault.at_s)
-    return Plan(tuple(faults), _draw_log(random), _draw_wire(random), skew_ms, random.random() < 0.5)
+    retention, standbys, zones = random.random() < 0.5, random.choice([0, 0, 1]), random.choice([1, 2])
+    return Plan(tuple(faults), _draw_log(random), _draw_wire(random), skew_ms, retention, standbys, zones)
 
 
 def _time(random: Random) -> float:

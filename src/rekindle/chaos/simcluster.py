@@ -94,9 +94,9 @@ class SimCluster:
 
     # --- what happens to it --------------------------------------------------------------------------------------
 
-    def add_node(self, name: str) -> None:
+    def add_node(self, name: str, zone: str = "") -> None:
         """A new machine."""
-        self.up[name] = self._listed[name] = Node(name, name)
+        self.up[name] = self._listed[name] = Node(name, name, zone)
 
     def kill_node(self, name: str) -> None:
         """A machine is gone, without a word, and everything on it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Final
 
@@ -115,6 +115,10 @@ class LogView:
         reader = await outside(manager.__aenter__())
         yield _ReaderView(reader, self._reach)
         await outside(manager.__aexit__(None, None, None))
+
+    def follow(self, partition: Partition, offset: int) -> AbstractAsyncContextManager[Reader]:
+        """See `EventLog`."""
+        return self.reader(partition, offset)
 
     @property
     def _is_cut(self) -> bool:

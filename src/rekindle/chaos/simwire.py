@@ -29,6 +29,9 @@ REFUSED_S: Final = 0.001
 LOST_WITH_IT: Final = 0.8
 """The chance that one more of the last frames is lost with their connection."""
 
+LOST_WITH_ITS_PROCESS: Final = 0.1
+"""The same where only the process at one end has died: its kernel still sends what it was handed, but for a reset."""
+
 
 @dataclass(frozen=True, slots=True)
 class WireFaults:
@@ -134,10 +137,10 @@ class _End:
             self.put(None)
             self.net.forget(self)
 
-    def break_off(self, random: Random) -> None:
+    def break_off(self, random: Random, lost: float = LOST_WITH_IT) -> None:
         """The connection is lost, and the end of what was on its way with it, either way."""
         for end in (self, self.other):
-            while end.line and random.random() < LOST_WITH_IT:
+            while end.line and random.random() < lost:
                 end.line.pop()
             end.put(None)
             self.net.forget(end)
@@ -220,7 +223,7 @@ class Net:
         self.listeners = {a: listener for a, listener in self.listeners.items() if listener.process is not process}
         if process.host not in self._dark:
             for end in [end for end in self._ends if end.process is process]:
-                end.break_off(self.random)
+                end.break_off(self.random, LOST_WITH_ITS_PROCESS)
 
     def listen(self, bind: str, process: Process, accept: Accept) -> str:
         """Take a free port of the host; the address."""

@@ -7,18 +7,24 @@ from collections import Counter
 from collections.abc import Callable
 from math import inf
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rekindle.chaos.loop import Process
-from rekindle.chaos.plan import Fault, Plan
+from rekindle.chaos.plan import INSTANCES, Fault, Plan
 from rekindle.chaos.simhost import LOG_HOST
 from rekindle.chaos.simwire import WireFaults
 from rekindle.events.simulated import LogFaults
+from rekindle.supervisors import Control
+from rekindle.supervisors.plans import Standing
 
 if TYPE_CHECKING:
     from rekindle.chaos.world import World
 
 T = TypeVar("T")
+Verb = tuple[str, list[Any]]
+"""A verb of an operator, and what it is about."""
+
+SERVICE: Final = "ledger"
 
 NODES_MIN: Final = 2
 """So many machines are left standing; a new one comes for each that falls."""
@@ -56,6 +62,9 @@ class Weather:
             "send the cluster away": self._send_cluster_away,
             "send the log away": self._send_log_away,
             "let the log refuse": self._let_log_refuse,
+            "scale": self._scale,
+            "drain a node": self._drain_node,
+            "pause the plans": self._pause_plans,
         }
 
     def begin(self) -> None:
@@ -77,6 +86,7 @@ class Weather:
         self.world.cluster.away_until = 0.0
         for process in self.world.processes():
             process.set_pace(0)
+        self.world.operate(self._tidy_up)
 
     @property
     def count(self) -> int:
@@ -131,16 +141,14 @@ class Weather:
 
     def _stop_controller(self, fault: Fault) -> bool:
         """It is taken for dead, another one leads; then it wakes up."""
-        process = _pick(self._controllers(), fault)
-        self.world.loop.call_later(fault.for_s * fault.pick, self.world.ensure_controller)
-        return self._pace(process, inf, fault)
+        return self._pace(_pick(self._controllers(), fault), inf, fault)
 
     # --- machines and what is between them -----------------------------------------------------------------------
 
     def add_node(self) -> None:
         """A new machine."""
         self._nodes += 1
-        self.world.cluster.add_node(f"node-{self._nodes}")
+        self.world.cluster.add_node(f"node-{self._nodes}", f"zone-{self._nodes % self.plan.zones}")
 
     def _kill_node(self, fault: Fault) -> bool:
         up = sorted(self.world.cluster.up)
@@ -188,6 +196,34 @@ class Weather:
         """Appends are refused for good, as when a disk is full or an account may not write any more."""
         self.world.log.refuses_until = self.world.loop.time() + fault.for_s / 10
         return True
+
+    # --- an operator's doing ---------------------------------------------------------------------------------------
+
+    def _scale(self, fault: Fault) -> bool:
+        few, many = INSTANCES
+        instances = few + int(fault.pick * (many - few + 1))
+        return self.world.operate(lambda _: [("scale", [SERVICE, instances])])
+
+    def _drain_node(self, fault: Fault) -> bool:
+        """And let it be used again, later."""
+        node = _pick(sorted(self.world.cluster.up.values(), key=lambda node: node.name), fault)
+        if node is None:
+            return False
+        self._later(fault, lambda: self.world.operate(lambda _: [("uncordon", [node.name])]))
+        return self.world.operate(lambda _: [("drain", [node.name, node.zone])])
+
+    def _pause_plans(self, fault: Fault) -> bool:
+        self._later(fault, lambda: self.world.operate(_resumed))
+        return self.world.operate(lambda control: [("pause", [plan.id]) for plan in control.active_plans()])
+
+    def _tidy_up(self, control: Control) -> list[Verb]:
+        """As it was declared: all nodes may be used, nothing is paused."""
+        uncordoned: list[Verb] = [("uncordon", [node]) for node in sorted(control.cordoned)]
+        return [*uncordoned, *_resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]
+
+
+def _resumed(control: Control) -> list[Verb]:
+    return [("resume", [plan.id]) for plan in control.active_plans() if plan.standing is Standing.PAUSED]
 
 
 def _pick(candidates: list[T], fault: Fault) -> T | None:

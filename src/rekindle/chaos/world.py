@@ -13,8 +13,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
 
 from rekindle.actors import Host, Instance, Replica
@@ -26,11 +27,11 @@ from rekindle.chaos.reading import Reading, read
 from rekindle.chaos.simcluster import SimCluster
 from rekindle.chaos.simhost import KeptLog, host_of
 from rekindle.chaos.simwire import Net
-from rekindle.chaos.weather import Weather
+from rekindle.chaos.weather import SERVICE, Verb, Weather
 from rekindle.chaos.workload import KEYS, Workload
-from rekindle.events import RekindleError, shard_of
+from rekindle.events import RekindleError, session_name, shard_of
 from rekindle.events.stores import LogStore
-from rekindle.supervisors import Backoff, Controller, Service, Supervisor, control_log
+from rekindle.supervisors import Backoff, Candidate, Control, Controller, Service, Supervisor, control_log
 
 APP: Final = "simulated"
 SHARDS: Final = 4
@@ -38,6 +39,7 @@ INSTANCES: Final = 3
 SNAPSHOT_EVERY: Final = 20
 
 NODES: Final = 4
+CANDIDATES: Final = 2
 CLIENTS: Final = 3
 START_MAX_S: Final = 30.0
 HEAL_MAX_S: Final = 60.0
@@ -98,7 +100,9 @@ class World:
         self.seed = seed
         self.loop = new_loop()
         self.plan = plan or draw_plan(self.random("plan"))
-        self.service = Service("ledger", Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention)
+        self.service = Service(
+            SERVICE, Ledger, SHARDS, INSTANCES, SNAPSHOT_EVERY, self.plan.retention, standbys=self.plan.standbys
+        )
         self.root = Supervisor(APP, children=[self.service], backoff=Backoff(max_s=10.0))
         self.hosted = self.service.hosted(APP)
         self.net = Net(self.loop, self.random("net"))
@@ -110,6 +114,8 @@ class World:
         self.clients: list[Process] = []
         self.faults: list[str] = []
         self.operated = 0
+        self.leading: Controller | None = None
+        self._said = 0
         self.lines: list[str] = []
         self._chance = self.random("world")
         self._names = 0
@@ -151,13 +157,14 @@ class World:
         await self.weather.make_up(FAULTS_MIN)
         self.note("=", "quiet")
         self.weather.end()
-        self.ensure_controller()
+        self.ensure_controllers()
         await self._operate()
         await self._until(lambda: self.acknowledged >= ACKNOWLEDGED_MIN, "too few commands are acknowledged")
         self.note("=", "end")
         for workload in asking:
             workload.asking = False
         await asyncio.sleep(LATE_S)
+        await self._operate()
         await self._audit()
 
     async def _prepare(self) -> None:
@@ -166,7 +173,7 @@ class World:
         await LogStore(self.log, APP, create=True).open()
         for _ in range(NODES):
             self.weather.add_node()
-        self.ensure_controller()
+        self.ensure_controllers()
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         until = self.loop.time() + HEAL_MAX_S
@@ -197,28 +204,54 @@ class World:
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
         return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
 
-    def ensure_controller(self) -> None:
-        """Somebody is to lead: a new one tries unless the last one, who has fenced the others, runs."""
-        if not (self.controllers and self.controllers[-1].runs):
+    def ensure_controllers(self) -> None:
+        """Somebody is to lead, and somebody to stand by. One that is stopped may wake up: it counts."""
+        while len(self.controllers) < CANDIDATES:
             self._names += 1
             process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
             self.controllers.append(process)
-            process.at_death.append(lambda: self._replace_controller(process))
+            process.at_death.append(partial(self._replace_controller, process))
             process.start(self._lead(process))
 
     def _replace_controller(self, process: Process) -> None:
         self.controllers.remove(process)
-        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controller)
+        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controllers)
 
     async def _lead(self, process: Process) -> None:
         reason = "a bug"
         try:
-            reason = await Controller(APP, self.root, self.cluster, self.host(process), process.name).run()
+            candidate = Candidate(
+                APP, self.root, self.cluster, self.host(process), process.name, on_leading=self._on_leading
+            )
+            reason = await candidate.run(f"{process.host}:0")
         except RekindleError as error:
             reason = repr(error)
         finally:
             self.note("-", f"{process.name} ended: {reason}")
             process.kill()
+
+    def _on_leading(self, controller: Controller) -> None:
+        self.leading = controller
+
+    def operate(self, verbs: Callable[[Control], list[Verb]]) -> bool:
+        """Somebody says something to who leads; whether anybody does. What is said may be refused, or get lost with them."""
+        controller = self.leading
+        process = next((p for p in self.controllers if controller is not None and p.name == controller.name), None)
+        if controller is None or process is None or not (process.runs and controller.leads):
+            return False
+        said = verbs(controller.decisions.control)
+        for verb, args in said:
+            self._said += 1
+            process.start(self._say_to(controller, self._said, verb, args))
+        return bool(said)
+
+    async def _say_to(self, controller: Controller, number: int, verb: str, args: list[Any]) -> None:
+        session = session_name(controller.decisions.now_ms(), b"operator")
+        try:
+            await controller.decisions.operate(session, number, number, verb, ["somebody", "why not", *args])
+        except RekindleError as refusal:
+            self.note("-", f"{verb} {args}: {refusal}")
+        controller.changed.set()
 
     def _client(self, name: str) -> Workload:
         process = Process(self.loop, name, name)

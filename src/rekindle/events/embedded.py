@@ -16,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from rekindle.events.checks import check_append, check_partition, check_position, check_topic, check_trim, missing
 from rekindle.events.errors import AppendUnknown, LogError, LogUnavailable, RekindleError
-from rekindle.events.followers import Followers, FollowingReader
+from rekindle.events.followers import Followers, FollowingReader, Look
 from rekindle.events.log import Bounds, Keyed, Partition, Stored, Topic
 from rekindle.events.sqlite import MaybeWritten, NotWritten, SqliteFile, one_by_one
 
@@ -59,6 +59,7 @@ class _Batch(NamedTuple):
     compacted: bool
 
 
+_Found = tuple[Bounds, list[Stored]]
 _Row = tuple[int, bytes | None, bytes | None]
 
 
@@ -71,6 +72,7 @@ class EmbeddedLog:
         self._topics: dict[str, Topic] = {}
         self._slots: dict[Partition, int] = {}
         self._followers = Followers()
+        self._looks = _Looks(self._file)
         self._readers = 0
         self._watching: asyncio.Task[None] | None = None
 
@@ -124,15 +126,22 @@ class EmbeddedLog:
             while await self._file.write(_delete_some, (slot, before)):
                 pass
 
-    @asynccontextmanager
-    async def reader(self, partition: Partition, offset: int) -> AsyncGenerator[FollowingReader]:
+    def reader(self, partition: Partition, offset: int) -> AbstractAsyncContextManager[FollowingReader]:
         """See `EventLog`."""
+        return self._reader(partition, offset, self._look)
+
+    def follow(self, partition: Partition, offset: int) -> AbstractAsyncContextManager[FollowingReader]:
+        """See `EventLog`."""
+        return self._reader(partition, offset, self._look_together)
+
+    @asynccontextmanager
+    async def _reader(self, partition: Partition, offset: int, look: Look) -> AsyncGenerator[FollowingReader]:
         check_position(partition, offset, await self.bounds(partition))
         self._readers += 1
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
         try:
-            yield FollowingReader(self._followers, partition, offset, self._look)
+            yield FollowingReader(self._followers, partition, offset, look)
         finally:
             self._readers -= 1
 
@@ -140,6 +149,12 @@ class EmbeddedLog:
         slot = await self._slot(partition)
         with _translated():
             bounds, entries = await self._file.read(partial(_read, slot=slot, offset=offset))
+        check_position(partition, offset, bounds)
+        return entries
+
+    async def _look_together(self, partition: Partition, offset: int) -> list[Stored]:
+        slot = await self._slot(partition)
+        bounds, entries = await self._looks.look(slot, offset)
         check_position(partition, offset, bounds)
         return entries
 
@@ -179,6 +194,37 @@ class EmbeddedLog:
     async def _slot(self, partition: Partition) -> int:
         check_partition(await self._topic(partition.topic), partition)
         return self._slots[partition]
+
+
+class _Looks:
+    """What those who follow look for, in one turn of the loop, is read at once: to wake a thread costs more than to read."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self._asked: list[tuple[int, int, asyncio.Future[_Found]]] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    async def look(self, slot: int, offset: int) -> _Found:
+        """What is in a partition from an offset on. Raises `LogUnavailable`."""
+        answer: asyncio.Future[_Found] = asyncio.get_running_loop().create_future()
+        self._asked.append((slot, offset, answer))
+        if len(self._asked) == 1:
+            self._reading = asyncio.create_task(self._read())
+        return await answer
+
+    async def _read(self) -> None:
+        asked, self._asked = self._asked, []
+        try:
+            with _translated():
+                found = await self._file.read(lambda connection: [_read(connection, *place) for *place, _ in asked])
+        except LogUnavailable as error:
+            for *_, answer in asked:
+                if not answer.done():
+                    answer.set_exception(error)
+        else:
+            for (*_, answer), entries in zip(asked, found, strict=True):
+                if not answer.done():
+                    answer.set_result(entries)
 
 
 @contextmanager

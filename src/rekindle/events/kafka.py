@@ -35,6 +35,7 @@ from rekindle.events.errors import (
     LogUnavailable,
     TopicContractBroken,
 )
+from rekindle.events.kafka_tail import Tail
 from rekindle.events.kafka_topics import HEADERS_BYTES_MAX, LiveTopic
 from rekindle.events.log import BATCH_BYTES_MAX, Bounds, Entry, Keyed, Partition, Topic
 
@@ -121,6 +122,7 @@ class KafkaLog:
         self._bounds: Any = None
         self._admin: _Admin | None = None
         self._consumers: _Consumers | None = None
+        self._tail: Tail | None = None
 
     async def open(self) -> None:
         """See `EventLog`."""
@@ -131,6 +133,7 @@ class KafkaLog:
         self._bounds = _consumer(self._connection)
         self._admin = _Admin(AIOKafkaAdminClient(**self._connection))
         self._consumers = _Consumers(self._connection)
+        self._tail = Tail(self._started_consumer, _stop_consumer)
         try:
             for start in (self._producer.start, self._bounds.start, self._admin.start):
                 await start()
@@ -140,10 +143,10 @@ class KafkaLog:
 
     async def close(self) -> None:
         """See `EventLog`."""
-        if self._producer is None or self._admin is None or self._consumers is None:
+        if self._producer is None or self._admin is None or self._consumers is None or self._tail is None:
             return
-        stops = (self._producer.stop, self._bounds.stop, self._admin.close, self._consumers.close)
-        self._producer = self._bounds = self._admin = self._consumers = None
+        stops = (self._producer.stop, self._bounds.stop, self._admin.close, self._consumers.close, self._tail.close)
+        self._producer = self._bounds = self._admin = self._consumers = self._tail = None
         await asyncio.gather(*map(_stop, stops))
 
     # --- topics ---
@@ -231,6 +234,26 @@ class KafkaLog:
         async with self._opened(self._consumers).placed(partition, offset) as consumer:
             yield _Reader(self, consumer, partition, offset)
 
+    @asynccontextmanager
+    async def follow(self, partition: Partition, offset: int) -> AsyncGenerator[_Reader]:
+        """See `EventLog`. The second who follows a partition here has a consumer of its own."""
+        check_position(partition, offset, await self.bounds(partition))
+        tail, place = self._opened(self._tail), TopicPartition(*partition)
+        consumers = self._opened(self._consumers)
+        async with consumers.placed(partition, offset) if tail.has(place) else tail.placed(place, offset) as consumer:
+            yield _Reader(self, consumer, partition, offset)
+
+    async def _started_consumer(self) -> Any:
+        consumer = _consumer(self._connection)
+        try:
+            await consumer.start()
+        except BaseException as error:
+            await _stop(consumer.stop)
+            if isinstance(error, _FAILURES):
+                raise LogUnavailable(f"cannot connect those who follow: {error!r}") from error
+            raise
+        return consumer
+
     async def trim(self, partition: Partition, before: int) -> None:
         """See `EventLog`."""
         bounds = await self.bounds(partition)
@@ -260,6 +283,10 @@ async def _stop(stop: Callable[[], Awaitable[None]]) -> None:
     with contextlib.suppress(*_FAILURES):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await stop()
+
+
+async def _stop_consumer(consumer: Any) -> None:
+    await _stop(consumer.stop)
 
 
 class _Reader:

@@ -125,6 +125,11 @@ class EventLog(Protocol):
         """Read from `offset` on, also what is appended later. Raises `LogTruncated` if it is not in the log."""
         ...
 
+    def follow(self, partition: Partition, offset: int) -> AbstractAsyncContextManager[Reader]:
+        """As `reader`, for who stays at the end: many of them share what readers have of their own, and may be told a
+        few milliseconds later. Not for a replay: what others wait for would come behind it."""
+        ...
+
     async def trim(self, partition: Partition, before: int) -> None:
         """Delete the records below offset `before`; what an owner does for a service with retention."""
         ...

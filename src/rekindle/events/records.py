@@ -124,17 +124,31 @@ def decode(value: bytes | None) -> Record:
     """What a value in the log is. Raises `NewerRecord` and `LogDamaged`."""
     try:
         head, events = unpack(value)  # type: ignore[arg-type]
-        ours = head[0] == MARK
-    except (ValueError, TypeError, IndexError, KeyError):
+        ours = type(head) is list and head[0] == MARK
+    except (ValueError, TypeError, IndexError):
         return Stranger(len(value or b""))
     if not ours:
         return Stranger(len(value or b""))
     try:
-        version, kind = head[1], head[2]
-        if version == VERSION and COMMAND <= kind <= SNAPSHOTTED and len(head) == _COMMIT_FIELDS:
-            head.append(events)
-            return build(Commit, head[2:])  # type: ignore[no-any-return]
-        return _decode_rest(version, kind, head)
+        if len(head) == _COMMIT_FIELDS:
+            _, version, kind, term, sequence, time, session, number, low, entity, entity_version, reply, trace = head
+            if version == VERSION and COMMAND <= kind <= SNAPSHOTTED:
+                fields = (
+                    kind,
+                    term,
+                    sequence,
+                    time,
+                    session,
+                    number,
+                    low,
+                    entity,
+                    entity_version,
+                    reply,
+                    trace,
+                    events,
+                )
+                return build(Commit, fields)  # type: ignore[no-any-return]
+        return _decode_rest(head[1], head[2], head)
     except (ValueError, TypeError, IndexError) as error:
         raise LogDamaged(f"a record of ours has the head {head!r}: {error}") from error
 

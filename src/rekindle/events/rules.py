@@ -62,11 +62,21 @@ class Session:
         self.seen = seen
         self.replies: dict[int, bytes] = {}
 
-    def lift(self, low: int) -> None:
+    def take(self, number: int, low: int, time: int, reply: bytes) -> None:
+        """One of its commands counts."""
+        lowest = self.low
+        if low == lowest + 1:  # the common case, at once: this runs for every command, and for every record of a replay
+            self.replies.pop(lowest, None)
+            self.low = low
+        elif low > lowest:
+            self._lift(low)
+        self.seen = max(self.seen, time)
+        if number >= self.low:
+            self.replies[number] = reply
+
+    def _lift(self, low: int) -> None:
         """Drop what nobody waits for any more."""
-        if low == self.low + 1:
-            self.replies.pop(self.low, None)
-        elif low - self.low > len(self.replies):
+        if low - self.low > len(self.replies):
             self.replies = {number: reply for number, reply in self.replies.items() if number >= low}
         else:
             for number in range(self.low, low):
@@ -112,12 +122,14 @@ class Fold:
         assert offset >= self.offset, f"records out of order: {offset} fed at {self.offset}"
         self.offset = offset + 1
         if type(record) is Commit:
-            _, term, sequence, time, session, number, low, _, _, reply, _, _ = record
+            _, term, sequence, time, name, number, low, _, _, reply, _, _ = record
             if term == self.term and sequence == self.sequence + 1:
                 self.sequence = sequence
                 self.time = time
                 if number:
-                    self._remember(session, number, low, time, reply)
+                    session = self.sessions.get(name) or self._new_session(name, low, time)
+                    if session is not None:
+                        session.take(number, low, time, reply)
                 return True
             return self._void_commit(offset, record)
         if isinstance(record, Claim):
@@ -142,18 +154,6 @@ class Fold:
             self.term, self.assignment, self.incarnation = offset, claim.assignment, claim.incarnation
         else:
             self.void += 1
-
-    def _remember(self, name: bytes, number: int, low: int, time: int, reply: bytes) -> None:
-        session = self.sessions.get(name)
-        if session is None:
-            session = self._new_session(name, low, time)
-            if session is None:
-                return
-        elif low > session.low:
-            session.lift(low)
-        session.seen = max(session.seen, time)
-        if number >= session.low:
-            session.replies[number] = reply
 
     def _new_session(self, name: bytes, low: int, time: int) -> Session | None:
         self._forget(time)

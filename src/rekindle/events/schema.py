@@ -15,6 +15,7 @@ lifted step by step, one of a newer version (or an unknown name) stops the reade
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -73,8 +74,13 @@ class Deleted(Event, name="rekindle.Deleted"):
 
 def pack_event(event: Event) -> bytes:
     """The event as it goes into a record. Raises `Unencodable`."""
-    cls = type(event)
-    return pack((cls.event_name, cls.event_version, event.__dict__))
+    return _head_of(type(event)) + pack(event.__dict__)
+
+
+@cache  # pydantic's classes are slow to ask
+def _head_of(cls: type[Event]) -> bytes:
+    """What comes before the fields: the header of an array of three, the name, the version."""
+    return b"\x93" + pack(cls.event_name) + pack(cls.event_version)
 
 
 class EventTypes:
@@ -91,9 +97,8 @@ class EventTypes:
                 )
 
         self.classes = frozenset(self._by_name.values())
-        validators = {(cls.event_name, cls.event_version): cls.__pydantic_validator__ for cls in self.classes}
-        self._current: dict[tuple[str, int], Callable[[Data], Event]] = {
-            name: validator.validate_python for name, validator in validators.items()
+        self._current: dict[str, tuple[int, Callable[[Data], Event]]] = {
+            cls.event_name: (cls.event_version, cls.__pydantic_validator__.validate_python) for cls in self.classes
         }
 
     @property
@@ -104,19 +109,18 @@ class EventTypes:
     def decode(self, raw: RawEvent) -> Event:
         """The event of a record, lifted to today's version. Raises `NewerRecord` and `Undecodable`."""
         name, version, data = raw
-        validate = self._current.get((name, version)) or self._older(name, version)
+        known = self._current.get(name)
+        if known is None:
+            raise NewerRecord(f"event {name!r} is unknown to this build, which knows {self.names}")
+        current, validate = known
+        if version != current:
+            data = _lift(self._by_name[name], version, data)
         try:
             return validate(data)
         except ValueError as error:
             raise Undecodable(
                 f"event {name!r} version {version} does not fit {self._by_name[name].__qualname__}: {error}"
             ) from error
-
-    def _older(self, name: str, version: int) -> Callable[[Data], Event]:
-        cls = self._by_name.get(name)
-        if cls is None:
-            raise NewerRecord(f"event {name!r} is unknown to this build, which knows {self.names}")
-        return lambda data: cls.__pydantic_validator__.validate_python(_lift(cls, version, data))
 
 
 def _lift(cls: type[Event], version: int, data: Data) -> Data:

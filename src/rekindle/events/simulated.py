@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
@@ -147,6 +147,10 @@ class SimulatedLog:
         """See `EventLog`."""
         check_position(partition, offset, await self.bounds(partition))
         yield FollowingReader(self._followers, partition, offset, self._look)
+
+    def follow(self, partition: Partition, offset: int) -> AbstractAsyncContextManager[FollowingReader]:
+        """See `EventLog`."""
+        return self.reader(partition, offset)
 
     async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
         """See `EventLog`."""

@@ -5,12 +5,13 @@ done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in 
 they see), `console` (who answers), `operators` (who asks), `prediction` (what would happen).
 """
 
+from rekindle.supervisors.candidate import Candidate
 from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
 from rekindle.supervisors.console import Console
 from rekindle.supervisors.control import Control, control_log
 from rekindle.supervisors.controller import Controller
 from rekindle.supervisors.decisions import NotLeading
-from rekindle.supervisors.discovery import leader, seeds
+from rekindle.supervisors.discovery import decided, leader, seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
 from rekindle.supervisors.operators import Operator
 from rekindle.supervisors.processes import ProcessCluster
@@ -39,6 +40,7 @@ __all__ = [
     "TEMPORARY",
     "TRANSIENT",
     "Backoff",
+    "Candidate",
     "Cluster",
     "Console",
     "Control",
@@ -61,6 +63,7 @@ __all__ = [
     "Verdict",
     "check_tree",
     "control_log",
+    "decided",
     "leader",
     "load",
     "on_exit",

@@ -121,11 +121,12 @@ class Acting:
     async def _perform(self, key: Key, action: Perform) -> None:
         controller = self.controller
         ward = controller.wards.get(action.incarnation)
+        name = ".".join(map(str, (controller.decisions.term, *key)))
         try:
             if ward is None:
                 self._fail(key, f"{action.incarnation} is gone")
                 return
-            result = await ward.perform(controller.decisions.term, action.operation, action.args)
+            result = await ward.perform(controller.decisions.term, name, action.operation, action.args)
             await controller.decisions.decide("perform", key[0], key[1], [result])
         except RekindleError as error:
             self._fail(key, f"{action.operation}: {error}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel
@@ -38,6 +39,7 @@ from rekindle.actors.link import Link
 from rekindle.events import RekindleError, pack
 from rekindle.supervisors.control import CONTROL
 from rekindle.supervisors.decisions import NotLeading
+from rekindle.supervisors.discovery import leader
 from rekindle.supervisors.explaining import explain
 from rekindle.supervisors.forecasting import forecast
 from rekindle.supervisors.report import PARTS
@@ -54,6 +56,9 @@ REQUESTS_MAX: Final = 16
 
 ANSWER_MAX_S: Final = 10.0
 """After this the caller is told to ask again: the log, or a policy, may be slow."""
+
+LOOK_MAX_S: Final = 1.0
+"""How long a process that does not lead looks for the one that does."""
 
 TEXT_MAX: Final = 1_000
 """Characters of a name or a reason: they get into the log."""
@@ -74,16 +79,15 @@ class Question(NamedTuple):
 
 
 class Console:
-    """Answers operators of one application. controller: set while this process leads.
-
-    leader_at: while it does not lead, where the console of the one that does is reached, as far as is known.
-    """
+    """Answers operators of one application. controller: the last one that led in this process, if any did."""
 
     def __init__(self, host: Host, app: str) -> None:
         self.host = host
         self.app = app
         self.controller: Controller | None = None
-        self.leader_at: str | None = None
+        self.address = ""
+        self._leader_at = leader(app, host.log, host.snapshots)
+        self._reading = asyncio.Lock()
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening: Listening | None = None
@@ -92,7 +96,8 @@ class Console:
         """Listen; the address for operators. Without a token only loopback addresses are taken: raises ValueError."""
         require_token(bind, self.host.token)
         self._listening = await self.host.wire.serve(bind, self._accept)
-        return f"{advertise or bind.rpartition(':')[0]}:{self._listening.address.rpartition(':')[2]}"
+        self.address = f"{advertise or bind.rpartition(':')[0]}:{self._listening.address.rpartition(':')[2]}"
+        return self.address
 
     async def close(self) -> None:
         """Stop listening; who is connected is cut off."""
@@ -166,7 +171,7 @@ class Console:
                 value = await (self._do(question) if question.number else self._look(question.verb, question.args))
             payload = pack((outcomes.OK, value))
         except (NotLeading, TimeoutError):
-            payload = outcomes.moved(self._leader_elsewhere(), 0)
+            payload = outcomes.moved(await self._leader_elsewhere(), 0)
         except Exception as error:  # noqa: BLE001 - a question, or a user's policy, must not end the console
             payload = self._failure(question.verb, error)
         link.reply(question.call, payload)
@@ -185,8 +190,13 @@ class Console:
                 self.host.say(f"bug: the console cannot answer {verb}: {error!r}")
                 return outcomes.refused(CommandFailed(f"{verb}: our bug, please report it: {error!r}"))
 
-    def _leader_elsewhere(self) -> str | None:
-        return self.leader_at if self.controller is None else None
+    async def _leader_elsewhere(self) -> str | None:
+        """Where the leader's console is, as the control log has it; None: that is not known, or it is this one."""
+        with suppress(RekindleError, TimeoutError):
+            async with asyncio.timeout(LOOK_MAX_S), self._reading:  # one at a time: a replica reads for one
+                address = await self._leader_at()
+            return address if address != self.address else None
+        return None
 
     def _leading(self) -> Controller:
         """The controller of this process, if it leads and has declared what there is. Raises `NotLeading`."""

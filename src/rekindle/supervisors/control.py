@@ -18,6 +18,8 @@ from rekindle.supervisors.decided import (
     Counted,
     Decided,
     Declared,
+    Disturbed,
+    Ended,
     Followed,
     Forced,
     Gone,
@@ -58,6 +60,9 @@ CONTROL: Final = "control"
 KEY: Final = "control"
 DEATHS_MAX: Final = 2
 """A command, or a shard's replay, that was running at the death of this many instances is refused as poison."""
+
+_OF_ITS_NODE: Final = (Signal.SILENT, Signal.NODE_GONE)
+"""What is said of a node, not of what runs on it."""
 
 INSTANCES_MAX: Final = 1_000
 """Of one service: a slip of the hand must not fill a cluster."""
@@ -112,6 +117,8 @@ class Control(Entity):
     spawned: int = 0
     leader: str = ""
     leader_at: str = ""
+    beacon: str = ""
+    ended: bool = False
     declared: dict[str, int] = {}
     wanted: dict[str, int] = {}
     cordoned: dict[str, str] = {}
@@ -148,15 +155,19 @@ class Control(Entity):
             case Refused(service=service, shard=shard):
                 self.services[service][shard].refused = event.reason
                 self.services[service][shard].deaths = 0
-            case Started() | Gone() | Scaled() | Cordoned() | Leads():
+            case Disturbed(service=service):
+                self._disturb(service)
+            case Started() | Gone() | Scaled() | Cordoned() | Leads() | Ended():
                 self._apply_to_cluster(event)
             case _:
                 self._apply_to_story(event)
 
-    def _apply_to_cluster(self, event: Started | Gone | Scaled | Cordoned | Leads) -> None:
+    def _apply_to_cluster(self, event: Started | Gone | Scaled | Cordoned | Leads | Ended) -> None:
         match event:
-            case Leads(name=name, address=address):
-                self.leader, self.leader_at = name, address
+            case Leads(name=name, console=console, beacon=beacon):
+                self.leader, self.leader_at, self.beacon, self.ended = name, console, beacon, False
+            case Ended():
+                self.ended = True
             case Started(incarnation=incarnation, running=running):
                 self.instances[incarnation] = running
                 self.spawned += 1
@@ -182,6 +193,7 @@ class Control(Entity):
             return
         if not gone.planned:
             self._disturb(running.service)
+        if gone.signal in _OF_ITS_NODE:
             self.flaps[running.node] = [*recent(self.flaps.get(running.node, ()), gone.at_ms), gone.at_ms]
             self.flaps = {node: kept for node, times in self.flaps.items() if (kept := recent(times, gone.at_ms))}
         for shard, owned in enumerate(self.services[running.service]):
@@ -247,9 +259,14 @@ class Control(Entity):
     # --- what is decided: the cluster --------------------------------------------------------------------------------
 
     @command
-    def lead(self, name: str, address: str) -> None:
+    def lead(self, name: str, console: str, beacon: str) -> None:
         """Another controller leads from here on."""
-        self.emit(Leads(name=name, address=address, at_ms=self.now_ms))
+        self.emit(Leads(name=name, console=console, beacon=beacon, at_ms=self.now_ms))
+
+    @command
+    def end(self) -> None:
+        """The application was stopped: nobody is to lead until it is brought up again."""
+        self.emit(Ended(at_ms=self.now_ms))
 
     @command
     def declare(self, service: str, shards: int, instances: int = 1) -> None:
@@ -267,11 +284,25 @@ class Control(Entity):
         self.emit(Started(incarnation=incarnation, running=running, plan=plan, step=step))
 
     @command
-    def gone(self, incarnation: str, reason: str, replaying: list[int], commands: list[tuple[bytes, int, str]]) -> None:
+    def gone(
+        self,
+        incarnation: str,
+        reason: str,
+        replaying: list[int],
+        commands: list[tuple[bytes, int, str]],
+        signal: Signal | None = None,
+    ) -> None:
         """An instance is dead, or given up."""
         if incarnation in self.instances:
             self.emit(
-                Gone(incarnation=incarnation, reason=reason, replaying=replaying, commands=commands, at_ms=self.now_ms)
+                Gone(
+                    incarnation=incarnation,
+                    reason=reason,
+                    replaying=replaying,
+                    commands=commands,
+                    at_ms=self.now_ms,
+                    signal=signal,
+                )
             )
 
     @command
@@ -291,6 +322,17 @@ class Control(Entity):
         ]
         self.emit(Assigned(service=service, moves=numbered))
         return [(shard, number) for shard, number, _ in numbered]
+
+    @command
+    def lose(self, service: str, shard: int, above: int) -> None:
+        """A shard was given up by its owner: it belongs to nobody, and whoever has planned for its service plans anew."""
+        self._assign(service, [(shard, None)], above)
+        self.emit(Disturbed(service=service))
+
+    @command
+    def disturb(self, service: str) -> None:
+        """Something has changed for a service that plans have to take into account."""
+        self.emit(Disturbed(service=service))
 
     @command
     def observe(self, service: str, positions: list[tuple[int, Position]]) -> None:

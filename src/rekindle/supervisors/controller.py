@@ -51,6 +51,9 @@ STARTS_MAX_S: Final = 10.0
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
+STALL_MS: Final = 90_000
+"""A plan in which nothing changes for so long is made anew: longer than any pause before a restart."""
+
 FREEZE_MS: Final = 30_000
 """After a mass failure, what can wait does so for this long after the last death. Shorter than what orchestrators use (120 s):
 here nothing is copied when a shard moves, and a wrong move loses nothing."""
@@ -65,14 +68,16 @@ _OWN_FAULT: Final = frozenset({Kind.INSTANCE_CRASH, Kind.INSTANCE_HANG})
 class Controller:
     """Runs the services of one application."""
 
-    def __init__(self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, address: str = "") -> None:
+    def __init__(
+        self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, console: str = "", beacon: str = ""
+    ) -> None:
         self.app = app
         self.root = root
         self.services = {service.name: service for service in root.services()}
         self.cluster = cluster
         self.host = host
         self.name = name
-        self.address = address
+        self.addresses = (console, beacon)
         self.decisions = Decisions(app, name, host)
         self.orders = Orders(list(self.services.values()))
         self.planning = Planning(host)
@@ -84,6 +89,7 @@ class Controller:
         self._stopping = False
         self._suspected_at: dict[tuple[str, int], float] = {}
         self._hold_until: dict[tuple[str, int], float] = {}
+        self._released: set[str] = set()
         self._pauses: dict[tuple[str, int], tuple[float, float]] = {}
         self._degraded: dict[str, tuple[float, str]] = {}
         self._observed: dict[tuple[str, int], Floor] = {}
@@ -129,7 +135,7 @@ class Controller:
     async def _begin(self) -> None:
         """Declare what is to run, adopt what runs already."""
         self.host.say(f"controller {self.name} leads {self.app!r} with term {self.decisions.term}")
-        await self.decisions.decide("lead", self.name, self.address)
+        await self.decisions.decide("lead", self.name, *self.addresses)
         for service in self.services.values():
             await self.decisions.decide("declare", service.name, service.shards, service.instances)
             for shard, owned in enumerate(self._owned(service.name)):
@@ -144,6 +150,16 @@ class Controller:
                 ward.die("not there when the controller began", proven=True, signal=Signal.CLOSED)
         self._published = False
 
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the claim on the control log."""
+        return self.decisions.leads
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was told to stop the application."""
+        return self._stopping
+
     def stop(self) -> None:
         """Stop the application: `run` kills its instances, gives up the lead and returns."""
         self._stopping = True
@@ -157,6 +173,7 @@ class Controller:
             self.decisions.put("gone", incarnation, "the application was stopped", [], [])
         for plan in self.decisions.control.active_plans():
             self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "the application was stopped")
+        self.decisions.put("end")
         await self.decisions.settle()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -220,6 +237,7 @@ class Controller:
             for ward in peers:
                 ward.compare([other.lag_ms for other in peers if other is not ward])
         if any(until <= now for until in self._hold_until.values()):
+            self._released.update(service for (service, _), until in self._hold_until.items() if until <= now)
             self._hold_until = {what: until for what, until in self._hold_until.items() if until > now}
             self.changed.set()
 
@@ -313,7 +331,7 @@ class Controller:
                 self.decisions.put("stopped", ward.incarnation, ward.dead or "")
                 continue
             known = self.decisions.control.poison()
-            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed)
+            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed, ward.signal)
             self._notice_death(ward)
             self.acting.kill(ward.incarnation)
             for session, number, text in dict.fromkeys(blamed):
@@ -410,7 +428,10 @@ class Controller:
                 ward.is_gray = False
 
     def _hear_lost(self) -> None:
-        """Instances that gave up a shard by themselves."""
+        """Instances that gave up a shard by themselves; and shards that were left alone for long enough."""
+        for service in sorted(self._released):
+            self.decisions.put("disturb", service)
+        self._released.clear()
         for ward in [w for w in self.wards.values() if w.lost and w.running.service in self.services]:
             lost, ward.lost = ward.lost, []
             for shard, number, reason, error, seen in lost:
@@ -428,7 +449,7 @@ class Controller:
             if error == "LogUnavailable":
                 self._notice(self._evidence(ward, Signal.LOG_AWAY, reason))
         # A higher assignment than our own may have been met: go on above it.
-        self.decisions.put("assign", service, [(shard, None)], seen)
+        self.decisions.put("lose", service, shard, seen)
         self._published = False
 
     def _back_off(self, what: tuple[str, int]) -> None:
@@ -455,9 +476,9 @@ class Controller:
     async def _plan(self, world: World) -> None:
         """Plan for what has no plan, or none that knows of everything that has happened since."""
         control = self.decisions.control
-        stale = [plan for plan in control.active_plans() if _is_stale(plan, world)]
-        for plan in stale:
-            self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, "something else happened")
+        for plan in control.active_plans():
+            if (why := _why_stale(plan, world)) is not None:
+                self.decisions.put("end_plan", plan.id, Standing.SUPERSEDED, why)
         for plan in await self.planning.plans(control, world, self._notice):
             self.decisions.put("propose", plan)
             steps = sum(len(phase.steps) for phase in plan.phases)
@@ -518,11 +539,16 @@ class Controller:
             self.up.set()
 
 
-def _is_stale(plan: Plan, world: World) -> bool:
-    """Whether something has happened to its services that it was not made for. A paused one is an operator's."""
-    return plan.standing is Standing.RUNNING and any(
-        world.services[name].disturbed != seen for name, seen in plan.basis.items() if name in world.services
-    )
+def _why_stale(plan: Plan, world: World) -> str | None:
+    """Why a plan has to be made anew: something has happened that it was not made for, or it comes to nothing. A paused
+    one is an operator's."""
+    if plan.standing is not Standing.RUNNING:
+        return None
+    if any(world.services[n].disturbed != seen for n, seen in plan.basis.items() if n in world.services):
+        return "something else happened"
+    last_ms = max((step.since_ms for _, _, step in plan.steps()), default=plan.made_ms)
+    still_ms = world.now_ms - max(last_ms, plan.made_ms)
+    return f"nothing has changed for {still_ms} ms" if still_ms > STALL_MS else None
 
 
 def _named(blamed: Sequence[tuple[bytes, int, str]], replaying: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from rekindle.events import Event
-from rekindle.supervisors.incidents import Incident
+from rekindle.supervisors.incidents import Incident, Signal
 from rekindle.supervisors.plans import Plan, Standing, State
 
 
@@ -69,10 +69,17 @@ class Declared(Event):
 
 
 class Leads(Event):
-    """Who leads, and where it is reached."""
+    """Who leads, and where it is reached: by operators, and by those who watch its pulse."""
 
     name: str
-    address: str
+    console: str
+    beacon: str
+    at_ms: int
+
+
+class Ended(Event):
+    """The application was stopped; nobody is to lead it until it is brought up again."""
+
     at_ms: int
 
 
@@ -94,6 +101,7 @@ class Gone(Event):
     commands: list[tuple[bytes, int, str]] = []
     at_ms: int = 0
     planned: bool = False
+    signal: Signal | None = None
 
 
 class Assigned(Event):
@@ -101,6 +109,12 @@ class Assigned(Event):
 
     service: str
     moves: list[tuple[int, int, str | None]]
+
+
+class Disturbed(Event):
+    """Something has happened to a service that a plan made before does not know of."""
+
+    service: str
 
 
 class Followed(Event):
@@ -199,9 +213,11 @@ class Said(Event):
 Decided: TypeAlias = (
     Declared
     | Leads
+    | Ended
     | Started
     | Gone
     | Assigned
+    | Disturbed
     | Followed
     | Observed
     | Refused

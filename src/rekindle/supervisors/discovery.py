@@ -12,42 +12,40 @@ from rekindle.supervisors.control import KEY, Control, control_log
 log = logging.getLogger("rekindle")
 
 
-def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Sequence[str]]]:
-    """A function that reads the control log on from where it was, and gives the addresses of the instances in it."""
-    read = _reading(app, event_log, store)
-
-    async def addresses() -> Sequence[str]:
-        control = await read()
-        return [] if control is None else [running.address for running in control.instances.values()]
-
-    return addresses
-
-
-def leader(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[str]]:
-    """A function that reads the control log on from where it was, and gives the address of the leader's console; empty if
-    nobody has led yet. Its leader may be dead: then the next one is in the log soon."""
-    read = _reading(app, event_log, store)
-
-    async def address() -> str:
-        control = await read()
-        return "" if control is None else control.leader_at
-
-    return address
-
-
-def _reading(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Control | None]]:
-    """A function that reads on and gives what is decided; None: nothing yet. Raises `LogUnavailable`, `TopicMissing`."""
+def decided(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Control]]:
+    """A function that reads the control log on from where it was, and gives what is decided in it."""
     replica = Replica(control_log(app), 0, event_log, store, log.warning)
     loaded = False
 
-    async def read() -> Control | None:
+    async def control() -> Control:
         nonlocal loaded
         if not loaded:
             await replica.load()
             loaded = True
         await replica.read()
-        control = replica.entity(KEY)
-        assert control is None or isinstance(control, Control), f"the control log holds a {type(control).__name__}"
-        return control
+        found = replica.entity(KEY) or Control.describe().new(KEY)
+        assert isinstance(found, Control), f"the control log holds a {type(found).__name__}"
+        return found
 
-    return read
+    return control
+
+
+def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[Sequence[str]]]:
+    """A function that reads the control log on from where it was, and gives the addresses of the instances in it."""
+    control = decided(app, event_log, store)
+
+    async def addresses() -> Sequence[str]:
+        return [running.address for running in (await control()).instances.values()]
+
+    return addresses
+
+
+def leader(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[str]]:
+    """A function that gives the address of the leader's console, as the control log has it now; empty if nobody has led
+    yet. The leader may be dead: then the next one is in the log soon."""
+    control = decided(app, event_log, store)
+
+    async def address() -> str:
+        return (await control()).leader_at
+
+    return address

@@ -223,7 +223,7 @@ def _started_by(control: Control, instance: str) -> str:
 
 def _of_node(control: Control, world: World, name: str) -> Explanation:
     node, reason = world.nodes.get(name), world.cordoned.get(name)
-    deaths = recent(control.flaps.get(name, ()), world.now_ms)
+    taken = len(recent(control.flaps.get(name, ()), world.now_ms))
     crowd = [instance.name for instance in world.on([name])]
     because = [f"its instances: {', '.join(crowd)}" if crowd else "no instance is on it"]
     if node is None:
@@ -231,9 +231,9 @@ def _of_node(control: Control, world: World, name: str) -> Explanation:
     if reason is not None:
         because.append(f"nothing new is put on it: {reason}")
     rules: list[str] = []
-    if deaths:
+    if taken:
         rules.append(
-            f"{len(deaths)} deaths on it within {FLAP_WINDOW_MS // 60_000} minutes; from {FLAPS_MIN} on it flaps"
+            f"taken for dead {taken} times in {FLAP_WINDOW_MS // 60_000} minutes; from {FLAPS_MIN} on it flaps"
         )
     if node is not None and node.died_at_ms is not None and world.now_ms - node.died_at_ms < DIED_HERE_MS:
         rules.append(

@@ -25,9 +25,9 @@ from typing import Any, Final, Protocol
 from rekindle.actors import CallError, Host, Hosted, Instance, WebsocketWire
 from rekindle.events import EventLog, RekindleError, SnapshotStore
 from rekindle.events.urls import open_log, open_store
+from rekindle.supervisors.candidate import Candidate
 from rekindle.supervisors.cluster import Cluster
 from rekindle.supervisors.controller import FINAL_ERRORS, Controller
-from rekindle.supervisors.decisions import NotLeading
 from rekindle.supervisors.tree import DeclarationError, Service, Supervisor
 
 log = logging.getLogger("rekindle")
@@ -283,6 +283,7 @@ class ControllerThread:
         self._cluster = cluster
         self._said: deque[str] = deque(maxlen=SAID_MAX)
         self._up = threading.Event()
+        self._controller: Controller | None = None
         self._stop: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name=f"rekindle-{self.name}", daemon=True)
 
@@ -293,6 +294,11 @@ class ControllerThread:
     def wait_up(self, seconds: float) -> bool:
         """Whether every shard was served within this time."""
         return self._up.wait(seconds)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads, rather than stands by."""
+        return self._controller is not None and self._controller.leads
 
     def said(self) -> list[str]:
         """What it said last, newest last."""
@@ -334,30 +340,41 @@ class ControllerThread:
         return "stopped"
 
     async def _lead_once(self, app: Application, cluster: Cluster, stopping: asyncio.Event) -> str:
+        """Stand by, and lead, with one connection to the log."""
         async with opened(self.launch.log or app.log, self.launch.snapshots or app.snapshots, app.name) as (
             event_log,
             store,
         ):
             host = real_host(event_log, store, self.launch, self._say)
-            controller = Controller(app.name, app.tree, cluster, host, self.name)
-            loop = asyncio.get_running_loop()
-            waiting = [loop.create_task(self._tell_up(controller)), loop.create_task(_stop_when(stopping, controller))]
+            candidate = Candidate(app.name, app.tree, cluster, host, self.name, on_leading=self._on_leading)
+            leading = asyncio.get_running_loop().create_task(candidate.run(self.launch.bind))
+            stopped = asyncio.get_running_loop().create_task(self._stop_when(stopping, leading))
             try:
-                return await controller.run()
+                return await leading
+            except asyncio.CancelledError:
+                if not stopping.is_set():
+                    raise
+                return "stopped"
             finally:
-                for task in waiting:
-                    task.cancel()
+                stopped.cancel()
+
+    def _on_leading(self, controller: Controller) -> None:
+        self._controller = controller
+        self._telling = asyncio.get_running_loop().create_task(self._tell_up(controller))
 
     async def _tell_up(self, controller: Controller) -> None:
         await controller.up.wait()
         self._up.set()
 
-
-async def _stop_when(stopping: asyncio.Event, controller: Controller) -> None:
-    await stopping.wait()
-    controller.stop()
+    async def _stop_when(self, stopping: asyncio.Event, leading: asyncio.Task[str]) -> None:
+        """Who leads stops the application; who stands by only leaves."""
+        await stopping.wait()
+        if self.leads and self._controller is not None:
+            self._controller.stop()
+        else:
+            leading.cancel()
 
 
 def _can_pass(error: RekindleError) -> bool:
-    """Whether trying again may help: not against another leader, a wrong declaration, or a log that is not what it was."""
-    return not isinstance(error, (NotLeading, DeclarationError, CallError)) and type(error).__name__ not in FINAL_ERRORS
+    """Whether trying again may help: not against a wrong declaration, or a log that is not what it was."""
+    return not isinstance(error, (DeclarationError, CallError)) and type(error).__name__ not in FINAL_ERRORS

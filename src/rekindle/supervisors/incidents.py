@@ -17,6 +17,9 @@ from pydantic import BaseModel
 CORRELATE_MS: Final = 2_000
 """Evidence this close to an incident's last, with a node, zone or dependency in common, belongs to it."""
 
+AT_ONCE_MS: Final = 500
+"""Two instances that die this close to each other, and leave nothing running on their node, have died with it."""
+
 EVIDENCE_MAX: Final = 64
 """Pieces that an incident keeps: the first ones tell how it began; those behind are only counted."""
 
@@ -26,7 +29,7 @@ MASS_SHARE: Final = 0.34
 
 FLAPS_MIN: Final = 3
 FLAP_WINDOW_MS: Final = 600_000
-"""So many deaths or suspicions of one node within this time: it flaps."""
+"""A node that was taken for dead so often within this time flaps."""
 
 
 class Signal(StrEnum):
@@ -214,17 +217,20 @@ def kind_of(incident: Incident, ground: Ground) -> Kind:
 
 
 def _lost_nodes(incident: Incident, ground: Ground) -> list[str]:
-    """Nodes of the incident that are gone: the cluster says so, or two or more instances died there and none is left."""
-    died: dict[str, set[str]] = {}
-    for evidence in incident.evidence:
-        if evidence.incarnation:
-            died.setdefault(evidence.node, set()).add(evidence.incarnation)
+    """Nodes of the incident that are gone: the cluster says so, or its instances died all at once."""
     gone = {e.node for e in incident.evidence if e.signal is Signal.NODE_GONE}
     return [
         node
         for node in incident.nodes
-        if node in gone or node not in ground.alive or (len(died.get(node, ())) > 1 and not ground.running.get(node))
+        if node in gone or node not in ground.alive or (not ground.running.get(node) and _died_at_once(incident, node))
     ]
+
+
+def _died_at_once(incident: Incident, node: str) -> bool:
+    """Whether the last two deaths on a node were one."""
+    died = {e.incarnation: e.at_ms for e in reversed(incident.evidence) if e.incarnation and e.node == node}
+    last = sorted(died.values())[-2:]
+    return len(last) == 2 and last[1] - last[0] <= AT_ONCE_MS
 
 
 def is_mass(lost: Sequence[str], ground: Ground) -> bool:

@@ -119,7 +119,7 @@ class Orders:
         term: int,
         floors: Floors,
     ) -> None:
-        if wanted != ward.following:
+        if wanted != ward.following and ward.may_follow:
             ward.following = wanted
             ward.followed = {shard: known for shard, known in ward.followed.items() if shard in wanted}
             ward.send(frame(FOLLOW, term, [[shard, floors(service).get(shard, Floor())] for shard in wanted]))

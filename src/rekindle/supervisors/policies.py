@@ -262,9 +262,9 @@ class Drain:
 
 
 def _leave(world: World, service: ServiceView) -> list[Phase]:
-    starting = replace(world, service)
-    if starting:
-        return starting
+    first = recover(world, service)
+    if first:
+        return first
     moving = rebalance(world, service, moves_max=MOVES_AT_ONCE)
     if moving:
         return moving

@@ -13,7 +13,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -162,18 +163,23 @@ async def _never() -> str:
 
 
 class ControllerProcess:
-    """The Ray actor that is a controller's process; the claim on the control log decides whether it leads."""
+    """The Ray actor that is one of a controller's two processes; the claim on the control log decides which one leads."""
 
     def __init__(self, launch: dict[str, Any]) -> None:
-        self.thread = ControllerThread(Launch(**launch), lambda: RayCluster(Launch(**launch)))
+        here = Launch(**launch | {"bind": f"{ray.util.get_node_ip_address()}:0"})
+        self.thread = ControllerThread(here, lambda: RayCluster(here))
         self.thread.start()
 
     def pid(self) -> int:
         """Its process."""
         return os.getpid()
 
+    def leads(self) -> bool:
+        """Whether it leads, rather than stands by."""
+        return self.thread.leads
+
     def wait_up(self, seconds: float) -> bool:
-        """Whether every shard was served within this time."""
+        """Whether it led, and every shard was served, within this time."""
         return self.thread.wait_up(seconds)
 
     def said(self) -> list[str]:
@@ -181,60 +187,93 @@ class ControllerProcess:
         return self.thread.said()
 
     def stop(self) -> str:
-        """Stop the application; the reason why it ended."""
+        """Stop the application if it leads it, else only leave; the reason why it ended."""
         return self.thread.stop()
 
 
-def controller_name(app: str) -> str:
-    """The name of an application's controller among Ray's actors."""
-    return f"rekindle-controller-{app}"
+def controller_names(app: str) -> list[str]:
+    """The names of an application's two controller processes among Ray's actors."""
+    return [f"rekindle-controller-{app}-{which}" for which in ("a", "b")]
 
 
 class ControllerHandle:
-    """The controller of an application, for whoever started it or found it."""
+    """The controller of an application, for whoever started it or found it: whichever of its processes leads."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = list(actors)
+
+    def _ask(self, method: str, *args: Any, seconds: float = RAY_CALL_MAX_S) -> list[Any]:
+        """What each process answers; one that is away has no answer."""
+        calls = [getattr(actor, method).remote(*args) for actor in self._actors]
+        answers: list[Any] = []
+        for call in calls:
+            with contextlib.suppress(RayError):
+                answers.append(ray.get(call, timeout=seconds))
+        return answers
+
+    def pids(self) -> dict[int, bool]:
+        """The processes that are there, and whether each leads."""
+        return dict(zip(self._ask("pid"), self._ask("leads"), strict=True))
 
     def wait_up(self, seconds: float) -> bool:
         """Whether every shard was served within this time."""
-        return bool(ray.get(self._actor.wait_up.remote(seconds), timeout=seconds + RAY_CALL_MAX_S))
+        calls = [actor.wait_up.remote(seconds) for actor in self._actors]
+        until = time.monotonic() + seconds + RAY_CALL_MAX_S
+        while calls and (left := until - time.monotonic()) > 0:
+            done, calls = ray.wait(calls, timeout=left)
+            for call in done:
+                with contextlib.suppress(RayError):
+                    if ray.get(call):
+                        return True
+        return False
 
     def said(self) -> list[str]:
-        """What it said last."""
-        return list(ray.get(self._actor.said.remote(), timeout=RAY_CALL_MAX_S))
+        """What its processes said last, who leads last."""
+        ranked = sorted(zip(self._ask("leads"), self._ask("said"), strict=True), key=lambda answer: answer[0])
+        return [line for _, lines in ranked for line in lines]
 
     def stop(self) -> str:
         """Stop the application and its controller."""
-        reason = str(ray.get(self._actor.stop.remote(), timeout=SPAWN_MAX_S))
-        ray.kill(self._actor, no_restart=True)
-        return reason
+        reasons = self._ask("stop", seconds=SPAWN_MAX_S)
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        return "; ".join(dict.fromkeys(map(str, reasons)))
 
 
 def start_controller(app: str, launch: Launch) -> ControllerHandle:
-    """Start the application's controller as a detached actor on this node, or find the one that is there."""
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
+    """Start the application's controller as two detached actors, on two nodes if there are two, or find those that run."""
+    here = ray.get_runtime_context().get_node_id()
+    others = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+    nodes = [here, (others or [here])[0]]
+    actors = [_start_candidate(*at, launch) for at in zip(controller_names(app), nodes, strict=True)]
+    return ControllerHandle(actors)
+
+
+def _start_candidate(name: str, node: str, launch: Launch) -> Any:
     try:
         options = ray.remote(ControllerProcess).options(
-            name=controller_name(app),
+            name=name,
             lifetime="detached",
             get_if_exists=True,
             max_restarts=-1,
             max_concurrency=CONTROLLER_CALLS,
             num_cpus=_ACTOR_CPUS,
-            scheduling_strategy=here,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=True),
         )
-        return ControllerHandle(options.remote(launch.dump()))
+        return options.remote(launch.dump())
     except (RayError, ValueError) as error:
-        raise RayAway(f"the controller of {app!r} could not be started: {error}") from error
+        raise RayAway(f"{name} could not be started: {error}") from error
 
 
 def find_controller(app: str) -> ControllerHandle:
     """The controller that runs. Raises `RayAway`."""
-    try:
-        return ControllerHandle(ray.get_actor(controller_name(app)))
-    except ValueError as error:
-        raise RayAway(f"no controller of {app!r} runs in this Ray cluster") from error
+    found: list[Any] = []
+    for name in controller_names(app):
+        with contextlib.suppress(ValueError):
+            found.append(ray.get_actor(name))
+    if not found:
+        raise RayAway(f"no controller of {app!r} runs in this Ray cluster")
+    return ControllerHandle(found)
 
 
 # --- several Ray nodes on this machine: for the demo, tests and benches ---------------------------------------------

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, TypeAlias, cast
 
-from rekindle.actors import Entity, Hosted
+from rekindle.actors import Entity, Hosted, Sidecar
 from rekindle.actors.owner import SNAPSHOT_EVERY
 from rekindle.events import RekindleError
 
@@ -128,7 +128,8 @@ class Service:
     snapshot; without it events stay for ever. hang_s: seconds that one handler may hold an instance. standbys: how
     many follow each shard's log without owning it. needs: names of services, anywhere in the tree, that must be ready
     before this one starts. restart: whether it is restarted when it exits. priority: the higher recovers first.
-    min_active: instances below which no planned step may go. on_failure: policies, tried in order.
+    min_active: instances below which no planned step may go. on_failure: policies, tried in order. sidecar: makes what
+    an instance of this name has beside its shards.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Service:
     priority: int = 0
     min_active: int = 1
     on_failure: Sequence[Any] = ()
+    sidecar: Callable[[str], Sidecar] | None = None
 
     def __post_init__(self) -> None:
         _require_name("service", self.name)
@@ -171,7 +173,7 @@ class Service:
     def hosted(self, app: str) -> Hosted:
         """The service as its instances and clients need it. Raises `EntityDefinitionError`."""
         kind = self.entity.describe()
-        return Hosted(app, self.name, kind, self.shards, self.snapshot_every, self.retention)
+        return Hosted(app, self.name, kind, self.shards, self.snapshot_every, self.retention, self.sidecar)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,15 @@ from rekindle.actors.frames import (
     PROTOCOL,
     PULSE,
     SERVING,
+    TELL,
+    TOLD,
+    UNFOLLOWED,
     WELCOME,
     BadFrame,
     frame,
     parse,
 )
+from rekindle.events import RekindleError
 from rekindle.supervisors.decided import Running
 from rekindle.supervisors.incidents import Signal
 
@@ -37,10 +41,19 @@ SUSPECT_S: Final = 1.0
 """An instance that sent no pulse for this long (five are missed) is suspect."""
 
 ORDERS_MAX: Final = 1_000
+LAST_WORDS_S: Final = 0.02
+"""How long a beacon is still listened to after the other connection was closed; usually both are closed at once."""
+
+FOLLOW_AGAIN_S: Final = 1.0
+TOLD_MAX_S: Final = 20.0
 GRAY_MIN_MS: Final = 100
 GRAY_TIMES: Final = 3
 GRAY_LOOKS: Final = 100
 """A loop that lags by more than this, and by so many times its peers' median, at so many looks in a row, is gray."""
+
+
+class OperationFailed(RekindleError):
+    """A sidecar did not carry out an operation; the message says why."""
 
 
 class Ward:
@@ -79,6 +92,8 @@ class Ward:
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(ORDERS_MAX)
         self._loop = asyncio.get_running_loop()
         self._slow_looks = 0
+        self._follow_again_at = 0.0
+        self._told: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def alive(self) -> bool:
@@ -107,15 +122,27 @@ class Ward:
             beacon = await self._wire.connect(self.running.beacon)
             try:
                 await self._greet(connection, beacon)
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._send_all(connection))
-                    group.create_task(self._receive_all(connection))
-                    group.create_task(self._receive_pulses(beacon))
+                await self._talk(connection, beacon)
             finally:
                 await connection.close()
                 await beacon.close()
-        except* (Closed, ConnectFailed, BadFrame) as errors:
-            self.die(f"connection closed: {errors.exceptions[0]}", proven=True)
+        except (Closed, ConnectFailed, BadFrame) as error:
+            self.die(f"connection closed: {error}", proven=True)
+
+    async def _talk(self, connection: Connection, beacon: Connection) -> None:
+        """Until one of the connections is gone. Then the beacon is heard to its end: its last word may be who killed it."""
+        pulses = self._loop.create_task(self._receive_pulses(beacon))
+        tasks = [pulses, *map(self._loop.create_task, (self._send_all(connection), self._receive_all(connection)))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if pulses not in done:
+                await asyncio.wait([pulses], timeout=LAST_WORDS_S)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _greet(self, connection: Connection, beacon: Connection) -> None:
         await connection.send(frame(HELLO, PROTOCOL, self._token, CONTROLLER))
@@ -147,11 +174,14 @@ class Ward:
                     self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
                     self.asked = asked
                     continue
-                case [kind, positions] if kind == POSITIONS:
-                    self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
-                    continue
                 case [kind, follows] if kind == FOLLOWED:
                     self.followed.update((shard, (Floor(*position), up)) for shard, position, up in follows)
+                case [kind, shard, *_] if kind == UNFOLLOWED:
+                    self.followed.pop(shard, None)
+                    self.following = [known for known in self.following if known != shard]
+                    self._follow_again_at = self._loop.time() + FOLLOW_AGAIN_S
+                case [kind, name, outcome] if kind == TOLD:
+                    self._on_told(name, outcome)
                 case _:
                     continue
             self._changed()
@@ -172,6 +202,34 @@ class Ward:
                 self.began.pop((session, number), None)
             case _:
                 pass
+
+    @property
+    def may_follow(self) -> bool:
+        """Whether it may be told again what to follow: not at once after a follower has ended by itself."""
+        return self._loop.time() >= self._follow_again_at
+
+    async def perform(self, term: int, name: str, operation: str, args: dict[str, Any]) -> Any:
+        """Have its sidecar carry out an operation; what came of it. Raises `OperationFailed`."""
+        told = self._told[name] = self._loop.create_future()
+        try:
+            self.send(frame(TELL, term, name, operation, args))
+            async with asyncio.timeout(TOLD_MAX_S):
+                match await told:
+                    case [True, value]:
+                        return value
+                    case [error, text]:
+                        raise OperationFailed(f"{error}: {text}")
+                    case other:
+                        raise OperationFailed(f"an answer that is none: {other!r:.80}")
+        except TimeoutError as error:
+            raise OperationFailed(f"no answer within {TOLD_MAX_S:g} s") from error
+        finally:
+            self._told.pop(name, None)
+
+    def _on_told(self, name: str, outcome: list[Any]) -> None:
+        told = self._told.get(name)
+        if told is not None and not told.done():
+            told.set_result(outcome)
 
     def look(self, now: float, hang_s: float) -> None:
         """Draw conclusions from what was heard, or not."""
