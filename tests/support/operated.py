@@ -130,20 +130,30 @@ class Operated:
     store: SnapshotStore
     launch: Launch
     processes: list[Process] = field(default_factory=list[Process])
-    leader: Controller | None = None
     lines: Lines = field(default_factory=Lines)
 
     @property
     def control(self) -> Control:
         """What is decided."""
-        assert self.leader is not None, "nobody has led yet"
-        return self.leader.decisions.control
+        leading = self.leading()
+        assert leading is not None, "nobody leads"
+        return leading.decisions.control
+
+    def leading(self) -> Controller | None:
+        """The controller that leads; None for a moment when it has been killed."""
+        found = [process.console.controller for process in self.processes]
+        return next((controller for controller in found if controller is not None and controller.leads), None)
+
+    def is_up(self) -> bool:
+        """Whether somebody leads and every shard is served."""
+        leading = self.leading()
+        return leading is not None and leading.up.is_set()
 
     async def begin(self) -> None:
         """Have controllers, and wait until every shard is served."""
         for _ in range(2):
             await self.add_process()
-        await eventually(lambda: self.leader is not None and self.leader.up.is_set())
+        await eventually(self.is_up)
 
     async def add_process(self) -> Process:
         """One more process that leads, or stands by to lead."""
@@ -152,7 +162,7 @@ class Operated:
         address = await console.start(BIND)
 
         def leads(controller: Controller) -> None:
-            console.controller = self.leader = controller
+            console.controller = controller
 
         name = f"controller-{len(self.processes) + 1}"
         candidate = Candidate(self.app.name, self.app.tree, self.cluster, host, name, console=address, on_leading=leads)
@@ -160,15 +170,13 @@ class Operated:
         self.processes.append(process)
         return process
 
-    async def kill_leader(self) -> Controller:
-        """Have the other one lead; it, once every shard is served."""
-        before = self.leader
+    async def kill_leader(self) -> None:
+        """Have the other one lead; back once every shard is served."""
+        before = self.leading()
         process = next(process for process in self.processes if process.console.controller is before)
         self.processes.remove(process)
         await process.kill()
-        await eventually(lambda: self.leader is not before and self.leader is not None and self.leader.up.is_set())
-        assert self.leader is not None
-        return self.leader
+        await eventually(self.is_up)
 
     def operator(self, deadline_s: float = 20.0) -> Operator:
         """An operator of this application; to be entered."""

@@ -170,8 +170,10 @@ def _why_shard(shard: ShardView, owned: Owned) -> list[str]:
             text = "its owner gave it up a moment ago; it is left alone for a while, each time for longer"
         case "replaying":
             text = f"{shard.owner} owns it by assignment {shard.number} and has not said yet that it serves it"
+        case _ if owned.incarnation is not None:
+            text = f"its owner, {owned.incarnation}, is not there any more"
         case _:
-            text = f"its last owner is {owned.incarnation or 'nobody'}, and that is not there"
+            text = "it was given up, or taken away, and given to nobody since"
     standbys = [f"{name} follows it, {_lag(shard.behind.get(name))}" for name in shard.standbys]
     return [text, *([f"{shard.waiting} calls wait for it"] if shard.waiting else []), *standbys]
 

@@ -23,7 +23,7 @@ async def forecast(
 ) -> Forecast:
     """What would be done if this happened now, and what it would cost; `asked` is like `node-dead:a`.
 
-    Raises `NotSupposable`, `Unknown`, `NotNow`.
+    Raises `NotSupposable`, `Unknown`.
     """
     incident, after, delay_ms = suppose(world, *parsed(asked))
     notes: list[Evidence] = []

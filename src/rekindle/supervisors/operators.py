@@ -100,7 +100,7 @@ class Operator:
         return PlanReport.model_validate(await self.ask("plan", number))
 
     async def suppose(self, asked: str) -> Forecast:
-        """What would be done if this happened (`node-dead:a`). Raises `NotSupposable`, `Unknown`, `NotNow`."""
+        """What would be done if this happened (`node-dead:a`). Raises `NotSupposable`, `Unknown`."""
         return Forecast.model_validate(await self.ask("suppose", asked))
 
     async def explain(self, target: str) -> Explanation:

@@ -16,7 +16,7 @@ from math import ceil
 from typing import Any, Final, NamedTuple
 
 from rekindle.actors import Rejected
-from rekindle.supervisors.control import NotNow, Unknown
+from rekindle.supervisors.control import Unknown
 from rekindle.supervisors.incidents import Evidence, Ground, Incident, Kind, Signal, begin, grown
 from rekindle.supervisors.parts import own_orphans
 from rekindle.supervisors.plans import (
@@ -118,13 +118,11 @@ def parsed(asked: str) -> tuple[Kind, str]:
 
 
 def suppose(world: World, kind: Kind, target: str) -> Supposition:
-    """The incident, and the world, as if this had happened just now. Raises `NotSupposable`, `Unknown`, `NotNow`."""
+    """The incident, and the world, as if this had happened just now. Raises `NotSupposable`, `Unknown`."""
     if kind not in _SORTS:
         raise NotSupposable(asked=f"{kind}:{target}", expected=list(SUPPOSABLE))
     sort = _SORTS[kind]
     evidence = list(_evidence(world, sort, target))
-    if not evidence:
-        raise NotNow(verb="suppose", target=f"{kind}:{target}", why="no instance is there, so nothing would happen")
     ground = Ground(zones={}, alive=[])
     incident = begin(0, evidence[0], ground)
     for piece in evidence[1:]:
@@ -382,10 +380,21 @@ class _Rehearsal:
                 continue
             self.moved += to is not None
             behind = None if to is None else shard.behind.get(to)
-            rest = tuple(name for name in shard.standbys if name != to)
-            self._change(shards, number, owner=to, served=False, standbys=rest, number=shard.number + 1)
+            if to is not None and behind is not None and shard.served:
+                self._in(CLAIM_S + self._replay_s(to, behind), self._handed_over(shards, number, to))
+                continue
+            self._change(shards, number, served=False, **_owned_by(shard, to))
             if to is not None:
                 self._serve(shards, number, to, shard.events if behind is None else behind)
+
+    def _handed_over(self, shards: list[ShardView], number: int, to: str) -> Callable[[], None]:
+        """A shard that moves warm is served by its old owner until the new one has claimed it."""
+
+        def end() -> None:
+            if to in self.instances:
+                self._change(shards, number, **_owned_by(shards[number], to), served=True)
+
+        return end
 
     def _serve(self, shards: list[ShardView], number: int, owner: str, events: int) -> None:
         """Served once its owner has replayed it, if it is still the owner's then."""
@@ -446,6 +455,11 @@ class _Rehearsal:
     @staticmethod
     def _change(shards: list[ShardView], at: int, **fields: Any) -> None:
         shards[at] = replace(shards[at], **fields)
+
+
+def _owned_by(shard: ShardView, to: str | None) -> dict[str, Any]:
+    """What changes of a shard that is assigned to somebody."""
+    return {"owner": to, "number": shard.number + 1, "standbys": tuple(name for name in shard.standbys if name != to)}
 
 
 def _touched(plans: Iterable[Plan]) -> set[str]:
