@@ -30,6 +30,7 @@ from rekindle.supervisors.decided import (
 from rekindle.supervisors.explaining import EVIDENCE_TOLD, explain
 from rekindle.supervisors.incidents import EVIDENCE_MAX, Evidence, Ground, Incident, Kind, Signal, begin, grown
 from rekindle.supervisors.plans import (
+    Action,
     Cordon,
     Follow,
     Own,
@@ -74,7 +75,7 @@ def crash(number: int = 2, **fields: Any) -> Incident:
 
 def recovery(*states: State, why: str = "", **fields: Any) -> Plan:
     """A plan about that death: own, start, place, as far as there are states. Each step is in its state since its number."""
-    actions = [
+    actions: list[Action] = [
         Own(service="stock", moves=[(1, "s1"), (3, "s1")]),
         Start(service="stock", node="b"),
         Place(service="stock"),
@@ -84,8 +85,10 @@ def recovery(*states: State, why: str = "", **fields: Any) -> Plan:
         for number, (action, state) in enumerate(zip(actions, states, strict=False), 1)
     ]
     phases = [Phase(name=f"phase {number}", steps=[step]) for number, step in enumerate(steps, 1)]
-    known = {"policy": "reshuffle", "cause": "a crash", "services": ["stock"], "id": 3, "incident": 2}
-    return Plan(**{**known, "phases": phases, "made_ms": NOW_MS - 900, **fields})
+    known = Plan(
+        policy="reshuffle", cause="a crash", services=["stock"], phases=phases, id=3, incident=2, made_ms=NOW_MS - 900
+    )
+    return known.model_copy(update=fields)
 
 
 # The report

@@ -9,6 +9,8 @@ Invariants:
 - Only a process that leads answers; any other says who does, as far as it knows, and has touched nothing.
 - A verb is a command of the control log under its operator's own session and number: asked again, here or at the next
   leader, it is answered again and not done again.
+- What only looks is answered from memory, also while the log is away. So a leader that was fenced and has not noticed yet,
+  as after a freeze, may be seen for a moment; a verb said to it finds out.
 - Only the verbs above reach `Control`; what else it can be told is the controller's own business.
 """
 
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX: Final = 64
 """Operators and dashboards at a time; one more is told so and sent away."""
+
+GREETING_MAX: Final = 64
+"""Connections above those, which are heard out so that they can be told; one more is closed without a word."""
 
 REQUESTS_MAX: Final = 16
 """Of one connection at a time; one more is answered `BUSY`."""
@@ -109,10 +114,10 @@ class Console:
     # --- connections ------------------------------------------------------------------------------------------------
 
     async def _accept(self, connection: Connection) -> None:
-        link = Link(connection)
-        if len(self._links) >= CONNECTIONS_MAX:
-            await link.refuse(f"{CONNECTIONS_MAX} operators are connected, more are not served")
+        if len(self._links) >= CONNECTIONS_MAX + GREETING_MAX:
+            await connection.close()
             return
+        link = Link(connection)
         self._links.add(link)
         asked: set[asyncio.Task[None]] = set()
         try:
@@ -136,6 +141,8 @@ class Console:
         refusal = why_refused(fields, self.host.token)
         if refusal is None and fields[3] != OPERATOR:
             refusal = f"operators are served here, not a {fields[3]!r:.80}"
+        if refusal is None and len(self._links) > CONNECTIONS_MAX:
+            refusal = f"{CONNECTIONS_MAX} operators are connected, more are not served"
         if refusal is not None:
             await link.refuse(refusal)
             return False
