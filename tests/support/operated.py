@@ -4,7 +4,7 @@ with operated(name, folder) as shop:
     shop.kill("stock")                       # whatever happens to it
     code = main(["incidents", "--app", shop.target, ...])
 
-Its services have so few shards that nothing needs to be balanced, and its supervisor waits long before the second restart
+Its services have so few shards that nothing needs to be balanced, and their supervisors wait long before the second restart
 in a row, so that there is a step that waits for somebody to force it. Starts of instances can be held at a gate.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,14 @@ SECOND_RESTART_S: Final = 120.0
 
 def app_of(name: str, log: str | None = None) -> App:
     """The application of that name."""
-    children = [
-        Service("stock", Stock, shards=1, instances=2),
-        Service("ledger", Ledger, shards=1, instances=1, needs=["stock"]),
-    ]
+    stock = Service("stock", Stock, shards=1, instances=2)
+    ledger = Service("ledger", Ledger, shards=1, instances=1, needs=["stock"])
     backoff = Backoff(first_s=SECOND_RESTART_S, max_s=2 * SECOND_RESTART_S)
-    return App(name, log=log, tree=Supervisor(f"{name}-root", children=children, max_restarts=100, backoff=backoff))
+    children = [
+        Supervisor(f"{child.name}-supervisor", children=[child], max_restarts=100, backoff=backoff)
+        for child in (stock, ledger)
+    ]
+    return App(name, log=log, tree=Supervisor(f"{name}-root", children=children))
 
 
 def target_of(name: str) -> str:
@@ -96,8 +98,13 @@ class Loop:
         """What comes of it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE_S)
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Have it called on the loop."""
+        self._loop.call_soon_threadsafe(function)
+
     def close(self) -> None:
-        """Stop it; nothing may be left on it."""
+        """End what is left on it, and stop it."""
+        self.run(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE_S)
         self._loop.close()
@@ -183,20 +190,58 @@ class Operated:
         found = leader(self.app.name, self.event_log, self.store)
         return Operator(self.app.name, found, WebsocketWire(), deadline_s=deadline_s)
 
-    def kill(self, service: str, which: int = 0) -> str:
-        """SIGKILL an instance of the service; its name."""
-        return self.loop.run(self._kill(service, which))
+    def kill(self, service: str) -> str:
+        """SIGKILL the owner of the service's shard, and wait until an incident tells of it; its name."""
+        return self.loop.run(self._kill(service))
 
-    async def _kill(self, service: str, which: int) -> str:
-        name = sorted(name for name, running in self.control.instances.items() if running.service == service)[which]
+    async def _kill(self, service: str) -> str:
+        name = self.control.services[service][0].incarnation
+        assert name is not None, f"nobody owns the shard of {service}"
         assert self.cluster.signal(name, signal.SIGKILL)
+        await eventually(lambda: any(name in incident.instances for incident in self.control.incidents.values()))
         return name
+
+    def wait(self, holds: Callable[[Control], object]) -> None:
+        """Until this holds of what is decided."""
+        self.loop.run(eventually(lambda: self.leading() is not None and holds(self.control)))
+
+    def wait_whole(self) -> None:
+        """Until nothing is left to be done."""
+        self.loop.run(eventually(self._is_whole))
+
+    def _is_whole(self) -> bool:
+        leading = self.leading()
+        if leading is None or self.control.active_plans() or self.control.open_incidents():
+            return False
+        world = leading.world()
+        return all(len(world.of(name)) == s.wanted and not s.unserved() for name, s in world.services.items())
+
+    def hold_starts(self) -> None:
+        """Let no instance be started until `let_start`."""
+        self.cluster.gate = self.loop.run(_new_event())
+
+    def let_start(self) -> None:
+        """Let instances be started, also those that wait for it."""
+        gate, self.cluster.gate = self.cluster.gate, None
+        if gate is not None:
+            self.loop.call(gate.set)
 
     async def close(self) -> None:
         """Kill everything."""
         for process in self.processes:
             await process.kill()
         await self.cluster.close()
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _new_event() -> asyncio.Event:
+    return asyncio.Event()
 
 
 @contextmanager
