@@ -10,7 +10,7 @@ import pytest
 
 from rekindle.actors import WebsocketWire
 from rekindle.actors.frames import BEGAN, ENDED, PULSE
-from rekindle.supervisors.control import Running
+from rekindle.supervisors.decided import Running
 from rekindle.supervisors.ward import SUSPECT_S, Ward
 from tests.support.inprocess import in_loop
 

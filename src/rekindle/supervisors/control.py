@@ -46,6 +46,7 @@ from rekindle.supervisors.plans import (
     Cordon,
     Follow,
     Own,
+    Phase,
     Place,
     Plan,
     Refuse,
@@ -205,7 +206,9 @@ class Control(Entity):
     def _disturb(self, service: str) -> None:
         self.disturbed[service] = self.disturbed.get(service, 0) + 1
 
-    def _apply_to_story(self, event: Any) -> None:
+    def _apply_to_story(
+        self, event: Noticed | Proposed | Stepped | Stood | Performed | Forced | Counted | Said
+    ) -> None:
         match event:
             case Noticed(incident=incident):
                 self._notice(incident)
@@ -216,9 +219,8 @@ class Control(Entity):
                 for number in over[:-PLANS_KEPT]:
                     del self.plans[number]
             case Stepped(plan=number, changes=changes, at_ms=at_ms):
-                for change in changes:
-                    step = changed(self.plans[number].step(change[0]), Change(*change), at_ms)
-                    self._put(number, change[0], step)
+                plan = self.plans[number]
+                self._put(number, {c[0]: changed(plan.step(c[0]), Change(*c), at_ms) for c in changes})
             case Stood(plan=number, standing=standing, why=why, at_ms=at_ms):
                 ended = None if standing in (Standing.RUNNING, Standing.PAUSED) else at_ms
                 plan = self.plans[number]
@@ -245,15 +247,15 @@ class Control(Entity):
             del self.incidents[number]
 
     def _edit(self, number: int, step: int, **fields: Any) -> None:
-        self._put(number, step, self.plans[number].step(step).model_copy(update=fields))
+        self._put(number, {step: self.plans[number].step(step).model_copy(update=fields)})
 
-    def _put(self, number: int, at: int, step: Step) -> None:
-        plan, phases = self.plans[number], []
+    def _put(self, number: int, steps: dict[int, Step]) -> None:
+        plan, first = self.plans[number], 1
+        phases: list[Phase] = []
         for phase in plan.phases:
-            if 0 < at <= len(phase.steps):
-                phase = phase.model_copy(update={"steps": [*phase.steps[: at - 1], step, *phase.steps[at:]]})
-            at -= len(phase.steps)
-            phases.append(phase)
+            changed_here = [steps.get(at, step) for at, step in enumerate(phase.steps, first)]
+            first += len(phase.steps)
+            phases.append(phase.model_copy(update={"steps": changed_here}))
         self.plans[number] = plan.model_copy(update={"phases": phases})
 
     # --- what is decided: the cluster --------------------------------------------------------------------------------
@@ -376,7 +378,7 @@ class Control(Entity):
         known = self.plans.get(plan)
         if known is None or known.standing is not Standing.RUNNING:
             return
-        self.emit(Stepped(plan=plan, changes=[tuple(change) for change in changes], at_ms=self.now_ms))
+        self.emit(Stepped(plan=plan, changes=[(c.step, c.state, c.attempt, c.why) for c in changes], at_ms=self.now_ms))
         for change in changes:
             if change.state is State.RUNNING:
                 self._carry_out(self.plans[plan].step(change.step), places.get(change.step, []))

@@ -28,6 +28,7 @@ from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
 from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
+from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
 from rekindle.supervisors.plans import Place, Plan, Standing, State, Stop, advance
 from rekindle.supervisors.restarts import on_exit
@@ -492,7 +493,7 @@ class Controller:
                 continue
             starting = [c.step for c in changes if c.state is State.RUNNING]
             places = {
-                number: self.planning.placed(world, step.action.service)
+                number: homes(world, world.services[step.action.service])
                 for number, _, step in plan.steps()
                 if number in starting and isinstance(step.action, Place)
             }

@@ -128,7 +128,7 @@ class Orders:
         """Tell everybody who owns what."""
         services = {
             name: [
-                Route(wards[o.incarnation].running.address, o.number) if o.incarnation in wards else None
+                Route(ward.running.address, o.number) if (ward := wards.get(o.incarnation or "")) is not None else None
                 for o in control.services[name]
             ]
             for name in self.services

@@ -6,6 +6,7 @@ Built-in policies are a few of them in a row; a user's policy puts them together
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace as replace_fields
 from typing import Final
 
 from rekindle.supervisors.placement import Placement, Seat, balance, place
@@ -56,16 +57,27 @@ def _lag(behind: int | None, name: str) -> tuple[bool, int, str]:
     return (behind is None, behind or 0, name)
 
 
-def own_orphans(world: World, service: ServiceView) -> list[Phase]:
-    """Shards without an owner go to their most caught up standby, else to the survivors; nothing else moves."""
-    placed = place(placement_of(service), seats_of(world, service))
-    moves = [
+def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
+    """Where shards without an owner go: to their most caught up standby, else to the survivors. Nothing else moves.
+
+    Where every survivor is to be emptied, they serve all the same: a drain can wait, callers cannot.
+    """
+    seats = seats_of(world, service)
+    if not any(seat.open for seat in seats):
+        seats = [replace_fields(seat, open=True) for seat in seats]
+    held = [number for number, shard in enumerate(service.shards) if not shard.may_be_served]
+    placed = place(placement_of(service), seats, pinned=held)
+    return [
         (number, to)
         for number, to in enumerate(placed.owners)
         if to is not None and to != service.shards[number].owner and service.shards[number].may_be_served
     ]
+
+
+def own_orphans(world: World, service: ServiceView) -> list[Phase]:
+    """Shards without an owner get one (`homes`)."""
     by_target: dict[str, list[tuple[int, str | None]]] = {}
-    for number, to in moves:
+    for number, to in homes(world, service):
         by_target.setdefault(to, []).append((number, to))
     steps = [Step(action=Own(service=service.name, moves=moves)) for _, moves in sorted(by_target.items())]
     return [Phase(name=f"own {service.name}", steps=steps)] if steps else []
@@ -141,7 +153,9 @@ def rebalance(
 ) -> list[Phase]:
     """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
     current = placement_of(service)
-    placed = balance(current, seats_of(world, service, without), moves_max=moves_max)
+    held = [number for number, shard in enumerate(service.shards) if not shard.may_be_served]
+    seats, standbys = seats_of(world, service, without), service.spec.standbys
+    placed = balance(current, seats, moves_max=moves_max, standbys=standbys, pinned=held)
     moves = [
         (number, to)
         for number, (was, to) in enumerate(zip(current.owners, placed.owners, strict=True))

@@ -14,8 +14,6 @@ from rekindle.actors import Host
 from rekindle.events import RekindleError
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
-from rekindle.supervisors.parts import placement_of, seats_of
-from rekindle.supervisors.placement import place
 from rekindle.supervisors.plans import Follow, Own, Perform, Plan, Standing, Start, Stop
 from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, missing, upkeep
 from rekindle.supervisors.world import World
@@ -113,17 +111,6 @@ class Planning:
         if answer[0] is not None:
             check(answer[0], world)
         return answer[0]
-
-    def placed(self, world: World, service: str) -> list[tuple[int, str | None]]:
-        """Where the orphans of a service are to go now."""
-        view = world.services[service]
-        current = placement_of(view)
-        owners = place(current, seats_of(world, view)).owners
-        return [
-            (number, to)
-            for number, to in enumerate(owners)
-            if to is not None and to != current.owners[number] and view.shards[number].may_be_served
-        ]
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -166,7 +167,7 @@ class ControllerProcess:
     """The Ray actor that is one of a controller's two processes; the claim on the control log decides which one leads."""
 
     def __init__(self, launch: dict[str, Any]) -> None:
-        here = Launch(**launch | {"bind": f"{ray.util.get_node_ip_address()}:0"})
+        here = replace(Launch(**launch), bind=f"{ray.util.get_node_ip_address()}:0")
         self.thread = ControllerThread(here, lambda: RayCluster(here))
         self.thread.start()
 

@@ -128,10 +128,9 @@ class World:
 
     def zone_of(self, action: Any) -> str:
         """The zone in which an action happens, as far as it has one."""
-        node = getattr(action, "node", None)
-        if node is None and (instance := self.instances.get(getattr(action, "incarnation", ""))) is not None:
-            node = instance.node
-        return self.nodes[node].zone if node in self.nodes else ""
+        instance = self.instances.get(getattr(action, "incarnation", ""))
+        name = getattr(action, "node", "") if instance is None else instance.node
+        return self.nodes[name].zone if name in self.nodes else ""
 
     def is_up(self, incarnation: Any) -> bool:
         """Whether this instance can be given shards."""
