@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 from jsonschema import validate
@@ -108,6 +108,11 @@ def starting(control: Control) -> int | None:
     return None if plan is None else start_of(plan, State.RUNNING)
 
 
+def title(value: object) -> str:
+    """What a case is called: by its command."""
+    return " ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else ""
+
+
 # What operators see
 
 
@@ -142,7 +147,7 @@ def test_the_tree(shop: Operated) -> None:
         (["explain", "stock"], set(Explanation.model_fields)),
         (["scale", "stock", 2, "--reason", "as it is"], set(Receipt.model_fields)),
     ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+    ids=title,
 )
 def test_the_json_of_each_command(shop: Operated, command: list[object], fields: set[str]) -> None:
     data = ask(shop, *command)
@@ -322,7 +327,7 @@ def test_the_next_leader_knows_what_was_said(shop: Operated) -> None:
         (["status", "--output", "xml"], USAGE, "Invalid value"),
         (["status", "--within", "0"], USAGE, "Invalid value"),
     ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+    ids=title,
 )
 def test_what_cannot_be_done_has_its_exit_code(shop: Operated, arguments: list[object], code: int, text: str) -> None:
     count = len(shop.control.sayings)

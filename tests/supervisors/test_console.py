@@ -52,7 +52,7 @@ from rekindle.supervisors import (
 )
 from rekindle.supervisors.console import REQUESTS_MAX, TEXT_MAX
 from rekindle.supervisors.control import INSTANCES_MAX, NoSuchPlan, NotNow, Unknown
-from rekindle.supervisors.plans import Phase, Place, Plan, Step
+from rekindle.supervisors.plans import ATTEMPTS_MAX, Phase, Place, Plan, Standing, Start, State, Step, advance
 from rekindle.supervisors.prediction import NotSupposable
 from tests.support.inprocess import START_MS, Clock, GatedLog, in_loop
 from tests.support.loops import eventually
@@ -368,6 +368,29 @@ async def test_a_bug_in_an_answer_ends_neither_console_nor_connection(monkeypatc
                 await ann.explain("stock")
         assert (await ann.explain("stock")).sort == "service"
         assert one.said.pop().startswith("bug: the console cannot answer explain")
+
+
+@in_loop
+async def test_a_step_that_is_retried_has_attempts_that_nobody_has_acted_for() -> None:
+    log = await make_log()
+    async with process(log) as one, operator(log) as ann:
+        start = Step(action=Start(service="stock", node="a"))
+        plan = Plan(policy="p", cause="c", services=["stock"], phases=[Phase(name="n", steps=[start])])
+        made = await one.controller.decisions.decide("propose", plan)
+        failures = {(1, attempt): "no room" for attempt in range(1, ATTEMPTS_MAX)}
+
+        async def go_on() -> Step:
+            changes = advance(one.control.plans[made], one.controller.world(), failures)
+            await one.controller.decisions.decide("advance", made, changes, {})
+            return one.control.plans[made].step(1)
+
+        assert [(await go_on()).attempt for _ in range(ATTEMPTS_MAX)] == list(range(1, ATTEMPTS_MAX + 1))
+        await ann.say("retry", "ann", "there is room now", made, 1)
+        assert one.control.plans[made].step(1).state is State.PENDING
+        failures |= {(1, attempt): "no room" for attempt in range(ATTEMPTS_MAX, 2 * ATTEMPTS_MAX + 1)}
+        again = [await go_on() for _ in range(ATTEMPTS_MAX + 1)]
+        assert [step.attempt for step in again[:-1]] == list(range(ATTEMPTS_MAX + 1, 2 * ATTEMPTS_MAX + 1))
+        assert (again[-1].state, one.control.plans[made].standing) == (State.FAILED, Standing.FAILED)
 
 
 # Once

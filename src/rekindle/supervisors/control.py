@@ -506,8 +506,8 @@ class Control(Entity):
     @command
     def retry(self, who: str, reason: str, plan: int, step: int) -> None:
         """A step is tried again, with all its attempts."""
-        self._say_to_step(who, "retry", plan, step, reason)
-        self.emit(Stepped(plan=plan, changes=[(step, State.PENDING, 0, f"{who}: {reason}")], at_ms=self.now_ms))
+        attempt = self._say_to_step(who, "retry", plan, step, reason).attempt
+        self.emit(Stepped(plan=plan, changes=[(step, State.PENDING, attempt, f"{who}: {reason}")], at_ms=self.now_ms))
 
     @command
     def skip(self, who: str, reason: str, plan: int, step: int) -> None:

@@ -186,13 +186,16 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str 
 
 
 class Step(BaseModel):
-    """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards."""
+    """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards.
+    forgiven: attempts before an operator's `retry`, which count no more; their numbers are not used again, for whoever
+    acts has acted for them."""
 
     action: Action
     guards: list[Guard] = []
     deadline_s: float = STEP_DEADLINE_S
     state: State = State.PENDING
     attempt: int = 0
+    forgiven: int = 0
     since_ms: int = 0
     why: str = ""
     forced: bool = False
@@ -274,6 +277,7 @@ def changed(step: Step, change: Change, now_ms: int) -> Step:
         update={
             "state": change.state,
             "attempt": change.attempt,
+            "forgiven": change.attempt if change.state is State.PENDING else step.forgiven,
             "why": change.why,
             "since_ms": now_ms if again else step.since_ms,
         }
@@ -333,7 +337,7 @@ def _finish(number: int, step: Step, world: World, failures: Failures) -> Change
         failure = f"not done within {step.deadline_s:g} s"
     if failure is None:
         return None
-    if step.attempt < ATTEMPTS_MAX:
+    if step.attempt - step.forgiven < ATTEMPTS_MAX:
         return Change(number, State.RUNNING, step.attempt + 1, f"tried again: {failure}")
     return Change(number, State.FAILED, step.attempt, failure)
 
