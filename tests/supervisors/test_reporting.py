@@ -81,7 +81,7 @@ def recovery(*states: State, why: str = "", **fields: Any) -> Plan:
         Place(service="stock"),
     ]
     steps = [
-        Step(action=action, state=state, why=why, since_ms=NOW_MS - 900 + number)
+        Step(action=action, state=state, why=why, began_ms=NOW_MS - 899, since_ms=NOW_MS - 898 + number)
         for number, (action, state) in enumerate(zip(actions, states, strict=False), 1)
     ]
     phases = [Phase(name=f"phase {number}", steps=[step]) for number, step in enumerate(steps, 1)]
@@ -228,8 +228,9 @@ def test_the_timeline_of_an_incident_that_is_over() -> None:
     assert [(moment.name, moment.took_ms) for moment in told.timeline] == [
         ("seen", 0),
         ("decided", 100),
-        ("serving", 1),  # the start of an instance, which is step 2, is not what callers wait for
-        ("closed", 499),
+        ("assigned", 1),
+        ("serving", 2),  # the start of an instance, which is step 2, is not what callers wait for
+        ("closed", 497),
     ]
     assert told.took_ms == 600
     assert [line.text for line in told.lines] == [
@@ -250,7 +251,8 @@ def test_what_was_marked_goes_before_what_can_be_told() -> None:
         ("died", 0),
         ("seen", 40),
         ("decided", 100),
-        ("claimed", 20),
+        ("assigned", 1),
+        ("claimed", 19),
         ("replayed", 10),
         ("serving", 10),
     ]
@@ -259,7 +261,7 @@ def test_what_was_marked_goes_before_what_can_be_told() -> None:
 def test_nothing_serves_before_every_shard_is_where_it_is_to_be() -> None:
     plan = recovery(State.DONE, State.PENDING, State.RUNNING)
     told = story_of(control_of(calm(), Noticed(incident=crash()), Proposed(plan=plan)), 2)
-    assert [moment.name for moment in told.timeline] == ["seen", "decided"]
+    assert [moment.name for moment in told.timeline] == ["seen", "decided", "assigned"]
 
 
 def test_operators_are_part_of_the_story() -> None:
@@ -501,7 +503,7 @@ CONTRACT = {
     "IncidentReport": "changed_ms closed_ms evidence id instances kind nodes opened_ms outcome plans services zones",
     "PlanReport": "cause ended_ms id incident made_ms phases policy services standing why",
     "PhaseReport": "after name ordering steps",
-    "StepReport": "attempt forced number since_ms state what why",
+    "StepReport": "attempt began_ms forced number since_ms state what why",
     "Story": "evidence incident lines plans timeline took_ms",
     "Moment": "at_ms name took_ms",
     "Line": "at_ms text",

@@ -48,7 +48,7 @@ async def forecast(
         plans=[plan_report(plan.model_copy(update={"id": number})) for number, plan in enumerate(plans, 1)],
         shards_moved=sum(cost.shards_moved for cost in costs),
         recovery_s=_recovery_s(costs, after, incident),
-        over_s=sum(cost.over_s for cost in costs),
+        over_s=round(sum(cost.over_s for cost in costs), 3),
         lowest_availability=min((cost.lowest_availability for cost in costs), default=_availability(after, incident)),
         blocked=[text for cost in costs for text in cost.blocked],
         notes=list(dict.fromkeys(note.text for note in notes)),
@@ -77,7 +77,7 @@ def _recovery_s(costs: list[Prediction], world: World, incident: Incident) -> fl
         if cost.recovery_s is None:
             recovery_s = None
         elif cost.recovery_s > 0:
-            recovery_s = before_s + cost.recovery_s
+            recovery_s = round(before_s + cost.recovery_s, 3)
         before_s += cost.over_s
     return recovery_s
 

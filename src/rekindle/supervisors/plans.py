@@ -187,7 +187,7 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str 
 
 class Step(BaseModel):
     """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards.
-    forgiven: attempts before an operator's `retry`, which count no more; their numbers are not used again, for whoever
+    began_ms: when it ran first; since_ms: when it came into its state. forgiven: attempts before an operator's `retry`, which count no more; their numbers are not used again, for whoever
     acts has acted for them."""
 
     action: Action
@@ -196,6 +196,7 @@ class Step(BaseModel):
     state: State = State.PENDING
     attempt: int = 0
     forgiven: int = 0
+    began_ms: int = 0
     since_ms: int = 0
     why: str = ""
     forced: bool = False
@@ -279,6 +280,7 @@ def changed(step: Step, change: Change, now_ms: int) -> Step:
             "attempt": change.attempt,
             "forgiven": change.attempt if change.state is State.PENDING else step.forgiven,
             "why": change.why,
+            "began_ms": step.began_ms or (now_ms if change.state is State.RUNNING else 0),
             "since_ms": now_ms if again else step.since_ms,
         }
     )

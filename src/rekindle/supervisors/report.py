@@ -114,12 +114,13 @@ class TreeReport(BaseModel):
 
 
 class StepReport(BaseModel):
-    """A step. what: what it wants to be true. since_ms: when it came into its state; 0: it was never in another."""
+    """A step. what: what it wants to be true. began_ms: when it ran first; since_ms: when it came into its state; 0: never."""
 
     number: int
     what: str
     state: State
     attempt: int
+    began_ms: int
     since_ms: int
     why: str
     forced: bool

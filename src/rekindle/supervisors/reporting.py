@@ -52,7 +52,7 @@ from rekindle.supervisors.report import (
 from rekindle.supervisors.tree import Child, Service, Supervisor
 from rekindle.supervisors.world import InstanceView, ServiceView, ShardView, World
 
-MOMENTS: Final = ("died", "seen", "decided", "fenced", "claimed", "replayed", "serving", "closed")
+MOMENTS: Final = ("died", "seen", "decided", "assigned", "fenced", "claimed", "replayed", "serving", "closed")
 """What an incident goes through, in this order. `Incident.marks` may name any of them; of the others those are told that
 evidence and plans show."""
 
@@ -282,6 +282,7 @@ def _step(number: int, step: Step) -> StepReport:
         what=what(step.action),
         state=step.state,
         attempt=step.attempt,
+        began_ms=step.began_ms,
         since_ms=step.since_ms,
         why=step.why,
         forced=step.forced,
@@ -359,7 +360,7 @@ def timeline_of(incident: Incident, plans: Sequence[Plan]) -> list[Moment]:
 
 
 def _shown_by(plans: Sequence[Plan]) -> dict[str, int | None]:
-    """What plans tell: when it was decided what to do, and when everything was served that they had to see to."""
+    """What plans tell: when it was decided what to do, when shards were assigned, and when all of those were served."""
     placing = [
         step
         for plan in plans
@@ -370,6 +371,7 @@ def _shown_by(plans: Sequence[Plan]) -> dict[str, int | None]:
     served = placing and all(step.state is State.DONE for step in placing)
     return {
         "decided": min((plan.made_ms for plan in plans), default=None),
+        "assigned": min((step.began_ms for step in placing if step.began_ms), default=None),
         "serving": max(step.since_ms for step in placing) if served else None,
     }
 
