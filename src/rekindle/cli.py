@@ -1,4 +1,7 @@
-"""The command line: `rekindle up`, `rekindle down`, `rekindle state`."""
+"""The command line. Here: `up`, `down`, `state`, and what the exit codes mean; in `operating`: everything for operators.
+
+`up` and `down` speak to Ray, `state` reads the log, all others ask the running application's leader over the wire.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,41 @@ import contextlib
 import importlib
 import logging
 import signal
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
 
-from rekindle.events import RekindleError
-from rekindle.supervisors import load
+from rekindle.actors import BadRequest, ConnectFailed, DeadlineExceeded, OutcomeUnknown, Rejected, TokenRefused
+from rekindle.events import LogUnavailable, RekindleError, TopicMissing
+from rekindle.operating import AppOption, LogOption, commands
+from rekindle.supervisors import DeclarationError, load
 from rekindle.supervisors.hosting import Application
 from rekindle.up import as_json, create_topics, launch_of, lines_of, state_of
 
 UP_MAX_S: Final = 120.0
 FAILED: Final = 1
+USAGE: Final = 2
+NOT_REACHABLE: Final = 3
+REFUSED: Final = 4
+UNKNOWN: Final = 5
 
-cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+HELP: Final = """Run an application that heals itself, see what it does, and tell it what to do."""
+EXIT_CODES: Final = """Exit codes:
+0  it is done
+1  it failed
+2  it was not said rightly
+3  the log, Ray, or a leader could not be reached in time; nothing was done
+4  it was refused; nothing was done
+5  no answer came in time; it may have been done
+"""
+
+cli = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_CODES
+)
+cli.add_typer(commands)
 
 Target = Annotated[str, typer.Argument(help="the application, as module:app", metavar="MODULE:APP")]
-LogOption = Annotated[
-    str | None, typer.Option("--log", help="another log than the application's own: kafka://host:port or a path")
-]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="the Ray cluster, host:port; default: the one this machine is part of")
 ]
@@ -89,7 +109,7 @@ def down(target: Target, address: AddressOption = None) -> None:
 def state(
     entity: Annotated[str, typer.Argument(help="the entity's class, or its service")],
     key: Annotated[str, typer.Argument(help="the entity's key")],
-    app: Annotated[str, typer.Option("--app", envvar="REKINDLE_APP", help="the application, as module:app")],
+    app: AppOption,
     offset: Annotated[
         int | None, typer.Option(help="the state after this offset of the shard's log; default: now")
     ] = None,
@@ -104,14 +124,29 @@ def _ray() -> Any:
     return importlib.import_module("rekindle.supervisors.ray_cluster")
 
 
-def main() -> None:
-    """Run a command; an error of ours is one line, and exit code 1."""
+def exit_code_of(error: RekindleError) -> int:
+    """What the exit code of a command says of this error."""
+    match error:
+        case DeclarationError():
+            return USAGE
+        case LogUnavailable() | TopicMissing() | ConnectFailed() | DeadlineExceeded():
+            return NOT_REACHABLE
+        case Rejected() | BadRequest() | TokenRefused():
+            return REFUSED
+        case OutcomeUnknown():
+            return UNKNOWN
+        case _:  # by its name: only what needs Ray imports it
+            return NOT_REACHABLE if type(error).__name__ == "RayAway" else FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit; an error of ours is one line."""
     logging.basicConfig(format="%(message)s")
     try:
-        cli()
+        cli(arguments, prog_name="rekindle")
     except RekindleError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise SystemExit(FAILED) from error
+        raise SystemExit(exit_code_of(error)) from error
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ TOLD     id, [true, value] | [error class, text]
 PULSE    incarnation, loop lag in ms, [session, number, text, held ms] | None, resident bytes
 BEGAN    session, number, text              a suspect call, or (no session) a suspect shard's replay
 ENDED    session, number
+OPERATE  call, session, number, low, verb, args      an operator, to a controller; answered by ANSWER. number 0: only looks
 """
 
 from __future__ import annotations
 
+import hmac
 from typing import Any, Final
 
 from rekindle.actors.errors import WireError
@@ -50,9 +52,11 @@ FOLLOWED: Final = 17
 UNFOLLOWED: Final = 18
 TELL: Final = 19
 TOLD: Final = 20
+OPERATE: Final = 21
 
 CLIENT: Final = "client"
 CONTROLLER: Final = "controller"
+OPERATOR: Final = "operator"
 
 
 class BadFrame(WireError):
@@ -73,3 +77,14 @@ def parse(data: bytes) -> list[Any]:
     if not (isinstance(fields, list) and fields and isinstance(fields[0], int)):
         raise BadFrame(f"a frame of {len(data)} bytes has no kind: {fields!r:.80}")
     return fields  # pyright: ignore[reportUnknownVariableType]
+
+
+def why_refused(hello: list[Any], token: str | None) -> str | None:
+    """Why whoever says this HELLO is not let in; None if it is."""
+    if len(hello) != 4 or hello[0] != HELLO:
+        return f"expected HELLO, protocol, token, role; got kind {hello[0]} with {len(hello) - 1} fields"
+    if hello[1] != PROTOCOL:
+        return f"protocol {hello[1]!r:.80} is not spoken here, {PROTOCOL} is"
+    if token is not None and not hmac.compare_digest(str(hello[2] or "").encode(), token.encode()):
+        return "token refused: another token is asked for here (REKINDLE_TOKEN)"
+    return None

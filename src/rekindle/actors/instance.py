@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections import Counter
 from functools import lru_cache
 from typing import Any, Final
@@ -26,7 +25,6 @@ from rekindle.actors.frames import (
     CONTROLLER,
     ENDED,
     FOLLOW,
-    HELLO,
     LOST,
     POSITIONS,
     PROTOCOL,
@@ -39,6 +37,7 @@ from rekindle.actors.frames import (
     BadFrame,
     frame,
     parse,
+    why_refused,
 )
 from rekindle.actors.host import Host, Hosted
 from rekindle.actors.link import Link
@@ -207,7 +206,7 @@ class Instance:
         except BadFrame as error:
             await link.refuse(str(error))
             raise
-        refusal = _refusal(fields, self.host.token)
+        refusal = why_refused(fields, self.host.token)
         if refusal is not None:
             await link.refuse(refusal)
             return False
@@ -435,14 +434,3 @@ def _check_tell(id: Any, operation: Any, args: Any) -> None:
         raise BadFrame(
             f"expected an id, an operation and its arguments by name, got {id!r:.80}, {operation!r:.80} and {args!r:.80}"
         )
-
-
-def _refusal(fields: list[Any], token: str | None) -> str | None:
-    """Why a HELLO is not taken, or None."""
-    if len(fields) != 4 or fields[0] != HELLO:
-        return f"expected HELLO, protocol, token, role; got kind {fields[0]} with {len(fields) - 1} fields"
-    if fields[1] != PROTOCOL:
-        return f"protocol {fields[1]!r:.80} is not spoken here, {PROTOCOL} is"
-    if token is not None and not hmac.compare_digest(str(fields[2] or "").encode(), token.encode()):
-        return "token refused: another token is asked for here (REKINDLE_TOKEN)"
-    return None

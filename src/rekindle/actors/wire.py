@@ -178,7 +178,7 @@ class _BeaconThread:
         self._interval_s = interval_s
         self._listeners: list[sync_server.ServerConnection] = []
         self._closing = threading.Event()
-        self._server = sync_server.serve(self._handle, host, port, compression=None)
+        self._server = sync_server.serve(self._handle, host, port, compression=None, close_timeout=CLOSE_MAX_S)
         self.address = f"{host}:{self._server.socket.getsockname()[1]}"
         threading.Thread(target=self._server.serve_forever, name="rekindle-beacon", daemon=True).start()
 

@@ -1,16 +1,19 @@
 """Services, supervisors and the controller that keeps them running.
 
 Reading order: `tree` (what users declare), `control` (what is decided), `ward` (what is seen), `controller` (what is
-done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process).
+done), `cluster` (by whom: `ray_cluster`, `processes`), `hosting` (what runs in a process). For operators: `report` (what
+they see), `console` (who answers), `operators` (who asks), `prediction` (what would happen).
 """
 
 from rekindle.supervisors.candidate import Candidate
 from rekindle.supervisors.cluster import Cluster, Node, Spawned, SpawnFailed
+from rekindle.supervisors.console import Console
 from rekindle.supervisors.control import Control, control_log
 from rekindle.supervisors.controller import Controller
 from rekindle.supervisors.decisions import NotLeading
-from rekindle.supervisors.discovery import decided, seeds
+from rekindle.supervisors.discovery import decided, leader, seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
+from rekindle.supervisors.operators import Operator
 from rekindle.supervisors.processes import ProcessCluster
 from rekindle.supervisors.restarts import History, Verdict, on_exit, start_levels
 from rekindle.supervisors.tree import (
@@ -39,6 +42,7 @@ __all__ = [
     "Backoff",
     "Candidate",
     "Cluster",
+    "Console",
     "Control",
     "Controller",
     "ControllerThread",
@@ -48,6 +52,7 @@ __all__ = [
     "Launch",
     "Node",
     "NotLeading",
+    "Operator",
     "ProcessCluster",
     "Restart",
     "Service",
@@ -59,6 +64,7 @@ __all__ = [
     "check_tree",
     "control_log",
     "decided",
+    "leader",
     "load",
     "on_exit",
     "opened",

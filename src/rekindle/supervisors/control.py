@@ -65,6 +65,9 @@ DEATHS_MAX: Final = 2
 _OF_ITS_NODE: Final = (Signal.SILENT, Signal.NODE_GONE)
 """What is said of a node, not of what runs on it."""
 
+INSTANCES_MAX: Final = 1_000
+"""Of one service: a slip of the hand must not fill a cluster."""
+
 PLANS_KEPT: Final = 100
 INCIDENTS_KEPT: Final = 200
 SAYINGS_KEPT: Final = 200
@@ -461,12 +464,20 @@ class Control(Entity):
         """A service gets more or fewer instances."""
         if service not in self.services:
             raise Unknown(what="service", name=service, known=sorted(self.services))
+        if not 1 <= instances <= INSTANCES_MAX:
+            raise NotNow(verb="scale", target=service, why=f"1 to {INSTANCES_MAX} instances can be asked for")
         self._say(who, "scale", f"{service} to {instances}", reason)
         self.emit(Scaled(service=service, instances=instances))
 
     @command
-    def drain(self, who: str, reason: str, node: str, zone: str) -> int:
-        """A node is to be emptied: an incident that somebody asked for."""
+    def drain(self, who: str, reason: str, node: str, zone: str, known: list[str] | None = None) -> int:
+        """A node is to be emptied: an incident that somebody asked for; its number.
+
+        known: the nodes that there are. Judged here and not by whoever asks: said again after the node has gone, the
+        same command must have the same answer.
+        """
+        if known is not None and node not in known:
+            raise Unknown(what="node", name=node, known=known)
         self._say(who, "drain", node, reason)
         text = f"{who}: {reason}"
         asked = Evidence(at_ms=self.now_ms, signal=Signal.ASKED, text=text, node=node, zone=zone)
@@ -513,8 +524,8 @@ class Control(Entity):
     @command
     def retry(self, who: str, reason: str, plan: int, step: int) -> None:
         """A step is tried again, with all its attempts."""
-        self._say_to_step(who, "retry", plan, step, reason)
-        self.emit(Stepped(plan=plan, changes=[(step, State.PENDING, 0, f"{who}: {reason}")], at_ms=self.now_ms))
+        attempt = self._say_to_step(who, "retry", plan, step, reason).attempt
+        self.emit(Stepped(plan=plan, changes=[(step, State.PENDING, attempt, f"{who}: {reason}")], at_ms=self.now_ms))
 
     @command
     def skip(self, who: str, reason: str, plan: int, step: int) -> None:

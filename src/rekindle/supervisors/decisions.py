@@ -107,13 +107,14 @@ class Decisions:
         self, command: str, args: Sequence[Any], session: bytes = b"", number: int = 0, low: int = 0
     ) -> asyncio.Future[Any]:
         assert self._owner is not None, "a decision before leading"
-        self._count += 1
+        self._count = count = self._count + 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._futures[self._count] = future
+        self._futures[count] = future
+        future.add_done_callback(lambda _: self._futures.pop(count, None))  # also of one that is waited for no more
         if not session:
-            session, number, low = self._session, self._count, min(self._futures)
+            session, number, low = self._session, count, min(self._futures)
         handler = self.hosted.kind.handlers[command]
-        self._owner.submit(Request(self, self._count, session, number, low, KEY, handler, list(args), {}, False, None))
+        self._owner.submit(Request(self, count, session, number, low, KEY, handler, list(args), {}, False, None))
         return future
 
     async def _result(self, command: str, future: asyncio.Future[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Where instances are: the control log holds their addresses, so an application's log is all that a client needs."""
+"""Where instances and the leader are: the control log has their addresses, so the log is all that a client needs to know."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ def seeds(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callabl
         return [running.address for running in (await control()).instances.values()]
 
     return addresses
+
+
+def leader(app: str, event_log: EventLog, store: SnapshotStore | None) -> Callable[[], Awaitable[str]]:
+    """A function that gives the address of the leader's console, as the control log has it now; empty if nobody has led
+    yet. The leader may be dead: then the next one is in the log soon."""
+    control = decided(app, event_log, store)
+
+    async def address() -> str:
+        return (await control()).leader_at
+
+    return address

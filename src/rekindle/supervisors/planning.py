@@ -55,7 +55,7 @@ class Planning:
         for incident in sorted(control.open_incidents(), key=_urgency):
             if incident.id in beside:
                 continue
-            for plan in await self._answers(incident, world, busy, notice):
+            for plan in await self.answers(incident, world, busy, notice):
                 found.append(_finished(plan, control, world, incident.id))
                 busy.update(plan.services)
         for plan in _upkeep(world, busy):
@@ -63,7 +63,7 @@ class Planning:
             busy.update(plan.services)
         return found
 
-    async def _answers(
+    async def answers(
         self, incident: Incident, world: World, busy: set[str], notice: Callable[[Evidence], Any]
     ) -> list[Plan]:
         """Plans for the services of an incident that no plan speaks for; a policy may answer for some of them only."""

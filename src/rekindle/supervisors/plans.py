@@ -186,13 +186,17 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending:
 
 
 class Step(BaseModel):
-    """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards."""
+    """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards.
+    began_ms: when it ran first; since_ms: when it came into its state. forgiven: attempts before an operator's `retry`, which count no more; their numbers are not used again, for whoever
+    acts has acted for them."""
 
     action: Action
     guards: list[Guard] = []
     deadline_s: float = STEP_DEADLINE_S
     state: State = State.PENDING
     attempt: int = 0
+    forgiven: int = 0
+    began_ms: int = 0
     since_ms: int = 0
     why: str = ""
     forced: bool = False
@@ -276,7 +280,9 @@ def changed(step: Step, change: Change, now_ms: int) -> Step:
         update={
             "state": change.state,
             "attempt": change.attempt,
+            "forgiven": change.attempt if change.state is State.PENDING else step.forgiven,
             "why": change.why,
+            "began_ms": step.began_ms or (now_ms if change.state is State.RUNNING else 0),
             "since_ms": now_ms if again else step.since_ms,
         }
     )
@@ -346,7 +352,7 @@ def _finish(number: int, step: Step, world: World, failures: Failures) -> Change
         failure = f"not done within {step.deadline_s:g} s"
     if failure is None:
         return None
-    if step.attempt < ATTEMPTS_MAX:
+    if step.attempt - step.forgiven < ATTEMPTS_MAX:
         return Change(number, State.RUNNING, step.attempt + 1, f"tried again: {failure}")
     return Change(number, State.FAILED, step.attempt, failure)
 
