@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rekindle import ONE_FOR_ONE, Service, Supervisor
-from rekindle.supervisors.plans import Standing, State
+from rekindle import Supervisor
+from rekindle.supervisors.plans import Standing
 from rekindle.supervisors.tree import Child
 from tests.supervisors.cluster_model import Cluster, Fault, spread
 from tests.supervisors.leader_model import Leader

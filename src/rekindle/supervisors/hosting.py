@@ -27,6 +27,7 @@ from rekindle.events import EventLog, RekindleError, SnapshotStore
 from rekindle.events.urls import open_log, open_store
 from rekindle.supervisors.candidate import Candidate
 from rekindle.supervisors.cluster import Cluster
+from rekindle.supervisors.console import Console
 from rekindle.supervisors.controller import FINAL_ERRORS, Controller
 from rekindle.supervisors.tree import DeclarationError, Service, Supervisor
 
@@ -346,7 +347,10 @@ class ControllerThread:
             store,
         ):
             host = real_host(event_log, store, self.launch, self._say)
-            candidate = Candidate(app.name, app.tree, cluster, host, self.name, on_leading=self._on_leading)
+            console = Console(host, app.name)
+            address = await console.start(self.launch.bind, self.launch.advertise)
+            leads = partial(self._on_leading, console)
+            candidate = Candidate(app.name, app.tree, cluster, host, self.name, console=address, on_leading=leads)
             leading = asyncio.get_running_loop().create_task(candidate.run(self.launch.bind))
             stopped = asyncio.get_running_loop().create_task(self._stop_when(stopping, leading))
             try:
@@ -357,9 +361,10 @@ class ControllerThread:
                 return "stopped"
             finally:
                 stopped.cancel()
+                await console.close()
 
-    def _on_leading(self, controller: Controller) -> None:
-        self._controller = controller
+    def _on_leading(self, console: Console, controller: Controller) -> None:
+        self._controller = console.controller = controller
         self._telling = asyncio.get_running_loop().create_task(self._tell_up(controller))
 
     async def _tell_up(self, controller: Controller) -> None:

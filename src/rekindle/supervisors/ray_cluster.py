@@ -308,7 +308,8 @@ class LocalNodes:
         common = {"num_cpus": _NODE_CPUS, "object_store_memory": _OBJECT_STORE_BYTES, "include_log_monitor": False}
         head = common | {"node_ip_address": self._ip(0), "include_dashboard": False, "dashboard_host": self._ip(0)}
         self._cluster = NodesOfThisMachine(
-            initialize_head=True, head_node_args=head | {"_system_config": RAY_SETTINGS if settings is None else settings}
+            initialize_head=True,
+            head_node_args=head | {"_system_config": RAY_SETTINGS if settings is None else settings},
         )
         self._common = common
         self._count = 1
