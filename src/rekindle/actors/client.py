@@ -82,6 +82,7 @@ class Client:
         self.peers: dict[str, Peer] = {}
         self.calls: dict[int, Call] = {}
         self.parked: list[Call] = []
+        self.retrying: dict[Call, asyncio.TimerHandle] = {}
         self.sessions: dict[tuple[str, int], Session] = {}
         self.retried = 0
         self.last_error = "no instance is known yet"
@@ -179,12 +180,15 @@ class Client:
         self._ask()
 
     def _again(self, call: Call) -> None:
-        """Send it again, a little later each time."""
+        """Send it again, a little later each time, or as soon as its shard has another owner."""
         self.retried += 1
         pause, call.pause = call.pause, min(call.pause * 2, RETRY_MAX_S)
-        asyncio.get_running_loop().call_later(pause, self._resend, call)
+        self.retrying[call] = asyncio.get_running_loop().call_later(pause, self._resend, call)
 
     def _resend(self, call: Call) -> None:
+        timer = self.retrying.pop(call, None)
+        if timer is not None:
+            timer.cancel()
         if not call.future.done() and not self._closing:
             self._route(call)
 
@@ -219,12 +223,13 @@ class Client:
         self.on_table(table)
 
     def on_table(self, table: Table) -> None:
-        """A newer table: what had nowhere to go may go now."""
+        """A newer table: what had nowhere to go may go now, and what waits for another attempt where the shard was."""
         if table.version > self.table.version:
-            self.table = table
+            before, self.table = self.table, table
             self._missing_since = None
             parked, self.parked = self.parked, []
-            for call in parked:
+            moved = [call for call in self.retrying if _route_in(table, call) != _route_in(before, call)]
+            for call in (*parked, *moved):
                 self._resend(call)
 
     def on_gone(self, peer: Peer) -> None:
@@ -361,6 +366,10 @@ class Client:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _route_in(table: Table, call: Call) -> Route | None:
+    return table.owner(call.hosted.name, call.shard)
 
 
 class Proxy:
