@@ -33,7 +33,7 @@ from rekindle.actors.errors import (
 from rekindle.actors.host import Hosted
 from rekindle.actors.instance import KEY_BYTES_MAX, cached_shard_of
 from rekindle.actors.outcomes import result_of
-from rekindle.actors.peer import SILENT_S, Call, Peer, Session
+from rekindle.actors.peer import QUIET_S, SILENT_S, Call, Peer, Session
 from rekindle.actors.routes import Route, Table
 from rekindle.actors.wire import Wire
 from rekindle.events import SESSION_TTL_MS, session_name, unpack
@@ -82,7 +82,7 @@ class Client:
         self.peers: dict[str, Peer] = {}
         self.calls: dict[int, Call] = {}
         self.parked: list[Call] = []
-        self.pausing: dict[Call, asyncio.TimerHandle] = {}
+        self.retrying: dict[Call, asyncio.TimerHandle] = {}
         self.sessions: dict[tuple[str, int], Session] = {}
         self.retried = 0
         self.last_error = "no instance is known yet"
@@ -180,15 +180,15 @@ class Client:
         self._ask()
 
     def _again(self, call: Call) -> None:
-        """Send it again, a little later each time."""
+        """Send it again, a little later each time, or as soon as its shard has another owner."""
         self.retried += 1
         pause, call.pause = call.pause, min(call.pause * 2, RETRY_MAX_S)
-        self.pausing[call] = asyncio.get_running_loop().call_later(pause, self._resend, call)
+        self.retrying[call] = asyncio.get_running_loop().call_later(pause, self._resend, call)
 
     def _resend(self, call: Call) -> None:
-        pause = self.pausing.pop(call, None)
-        if pause is not None:
-            pause.cancel()
+        timer = self.retrying.pop(call, None)
+        if timer is not None:
+            timer.cancel()
         if not call.future.done() and not self._closing:
             self._route(call)
 
@@ -223,27 +223,41 @@ class Client:
         self.on_table(table)
 
     def on_table(self, table: Table) -> None:
-        """A newer table: what had nowhere to go may go now, and so may what waits to be sent to somebody else."""
+        """A newer table: what had nowhere to go may go now, and what waits for another attempt where the shard was."""
         if table.version > self.table.version:
             before, self.table = self.table, table
             self._missing_since = None
             parked, self.parked = self.parked, []
-            for call in (*parked, *(call for call in self.pausing if self._has_moved(call, before))):
+            moved = [call for call in self.retrying if _route_in(table, call) != _route_in(before, call)]
+            for call in (*parked, *moved):
+                self._resend(call)
+            self._leave_silent()
+
+    def _leave_silent(self) -> None:
+        """What was asked of an owner that says nothing is asked of whoever owns the shard since. The old one may be stopped,
+        and never answer; should it wake up, it finds itself fenced, or its answer is one too many."""
+        now = self._loop.time()
+        silent = {peer for peer in self.peers.values() if now - peer.heard_at > QUIET_S}
+        for call in [call for call in self.calls.values() if call.peer in silent] if silent else ():
+            route = _route_in(self.table, call)
+            if call.peer is not None and route is not None and route.address != call.peer.address:
+                self._take_back(call)
                 self._resend(call)
 
-    def _has_moved(self, call: Call, before: Table) -> bool:
-        where = (call.hosted.name, call.shard)
-        return self.table.owner(*where) != before.owner(*where)
+    @staticmethod
+    def _take_back(call: Call) -> None:
+        """It is not with its peer any more. If it was sent, it may be what has befallen that one, and may have been run."""
+        call.peer = None
+        call.suspect = call.suspect or call.sent
+        call.unsure = call.unsure or call.sent
 
     def on_gone(self, peer: Peer) -> None:
         """What was in flight is sent again, to whoever owns its shard then, as suspect: one of these may have killed it."""
         if self.peers.get(peer.address) is peer:
             del self.peers[peer.address]
         for call in [call for call in self.calls.values() if call.peer is peer]:
-            call.peer = None
+            self._take_back(call)
             if not call.future.done():
-                call.suspect = call.suspect or call.sent
-                call.unsure = call.unsure or call.sent
                 self._again(call)
         self._ask()
 
@@ -349,6 +363,7 @@ class Client:
 
     def _look_at_peers(self, now: float) -> None:
         """Who owes us answers and is silent is asked for the table; who does not even answer that is given up."""
+        self._leave_silent()
         owing = {call.peer for call in self.calls.values() if call.sent}
         for peer in tuple(self.peers.values()):
             if peer in owing and peer.connection is not None and now - peer.heard_at > SILENT_S and not peer.ask(now):
@@ -373,6 +388,10 @@ class Client:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _route_in(table: Table, call: Call) -> Route | None:
+    return table.owner(call.hosted.name, call.shard)
 
 
 class Proxy:

@@ -37,6 +37,8 @@ GREET_MAX_S: Final = 2.0
 """How long an instance that took a connection may take to greet."""
 SILENT_S: Final = 1.0
 """A peer that does not answer for this long does not count as one that can be asked."""
+QUIET_S: Final = 0.5
+"""A peer that said nothing for this long is not waited for once its shard has another owner."""
 FRAME_CALLS_MAX: Final = 256
 """Calls in one frame: few enough that the instance works on the first while this process packs the next."""
 CALLS_BYTES_MAX: Final = FRAME_BYTES_MAX // 2
