@@ -40,7 +40,7 @@ from rekindle.supervisors.decided import (
     Stood,
     Suspect,
 )
-from rekindle.supervisors.incidents import Evidence, Ground, Incident, Signal, begin, recent
+from rekindle.supervisors.incidents import CORRELATE_MS, Evidence, Ground, Incident, Kind, Signal, begin, recent
 from rekindle.supervisors.plans import (
     Change,
     Cordon,
@@ -144,11 +144,11 @@ class Control(Entity):
                 for shard, number, owner in moves:
                     owned = self.services[service][shard]
                     owned.number, owned.incarnation = number, owner
-                    if owner in owned.standbys:
-                        owned.standbys = [name for name in owned.standbys if name != owner]
+                    owned.standbys = [name for name in owned.standbys if self._is_elsewhere(name, owner)]
             case Followed(service=service, moves=moves):
                 for shard, names in moves:
-                    self.services[service][shard].standbys = [n for n in names if n in self.instances]
+                    owner = self.services[service][shard].incarnation
+                    self.services[service][shard].standbys = [n for n in names if n in self.instances and n != owner]
             case Observed(service=service, positions=positions):
                 for shard, position in positions:
                     self.services[service][shard].position = position
@@ -195,13 +195,23 @@ class Control(Entity):
         if not gone.planned:
             self._disturb(running.service)
         if gone.signal in _OF_ITS_NODE:
-            self.flaps[running.node] = [*recent(self.flaps.get(running.node, ()), gone.at_ms), gone.at_ms]
-            self.flaps = {node: kept for node, times in self.flaps.items() if (kept := recent(times, gone.at_ms))}
+            self._note_flap(running.node, gone.at_ms)
         for shard, owned in enumerate(self.services[running.service]):
             if gone.incarnation in owned.standbys:
                 owned.standbys = [name for name in owned.standbys if name != gone.incarnation]
             if shard in gone.replaying:
                 owned.deaths += 1
+
+    def _note_flap(self, node: str, at_ms: int) -> None:
+        """A node was taken for dead; all that died with it died once."""
+        flaps = {name: kept for name, times in self.flaps.items() if (kept := recent(times, at_ms))}
+        times = flaps.get(node, [])
+        self.flaps = flaps if times and at_ms - times[-1] <= CORRELATE_MS else {**flaps, node: [*times, at_ms]}
+
+    def _is_elsewhere(self, standby: str, owner: str | None) -> bool:
+        """Whether the owner's death leaves the standby: one on the owner's node is none."""
+        one, other = self.instances.get(standby), self.instances.get(owner or "")
+        return one is None or other is None or one.node != other.node
 
     def _disturb(self, service: str) -> None:
         self.disturbed[service] = self.disturbed.get(service, 0) + 1
@@ -236,10 +246,8 @@ class Control(Entity):
                 self.sayings = [*self.sayings, saying][-SAYINGS_KEPT:]
 
     def _notice(self, incident: Incident) -> None:
-        known = self.incidents.get(incident.id)
-        if incident.is_open and (known is None or (known.kind, known.services) != (incident.kind, incident.services)):
-            for service in incident.services:
-                self._disturb(service)
+        for service in sorted(_touched(self.incidents.get(incident.id), incident)):
+            self._disturb(service)
         self.incidents[incident.id] = incident
         self.numbered = max(self.numbered, incident.id)
         closed = [number for number, other in self.incidents.items() if not other.is_open]
@@ -363,6 +371,9 @@ class Control(Entity):
     def propose(self, plan: Plan) -> int:
         """A plan begins; active plans for the same services are superseded by it."""
         number = self.numbered + 1
+        incident = self.incidents.get(plan.incident or 0)
+        if plan.is_own and incident is not None and incident.restart:
+            self.emit(Noticed(incident=incident.model_copy(update={"restart": [], "restart_ms": {}})))
         for other in self.active_plans():
             if not set(other.services).isdisjoint(plan.services):
                 self._stand(other.id, Standing.SUPERSEDED, f"by plan {number}")
@@ -436,8 +447,9 @@ class Control(Entity):
         self.emit(Counted(restarts=restarts, held=held))
         if incident in self.incidents and stop:
             known = self.incidents[incident]
-            also = [name for name in stop if name not in known.restart]
-            self.emit(Noticed(incident=known.model_copy(update={"restart": [*known.restart, *also]})))
+            restart = [*known.restart, *(name for name in stop if name not in known.restart)]
+            restart_ms = known.restart_ms | dict.fromkeys(stop, self.now_ms)
+            self.emit(Noticed(incident=known.model_copy(update={"restart": restart, "restart_ms": restart_ms})))
 
     @command
     def retire(self, service: str) -> None:
@@ -488,6 +500,12 @@ class Control(Entity):
         if service not in self.services or not 0 <= shard < len(self.services[service]):
             raise Unknown(what="shard", name=f"{service}/{shard}", known=sorted(self.services))
         self._say(who, "allow", f"{service}/{shard}", reason)
+        for incident in self.open_incidents():  # else its policy would keep the shard down again
+            if incident.kind is Kind.POISON and any(
+                (e.service, e.shard) == (service, shard) for e in incident.evidence
+            ):
+                closed = {"closed_ms": self.now_ms, "outcome": f"allowed by {who}"}
+                self.emit(Noticed(incident=incident.model_copy(update=closed)))
         self._refuse(service, shard, None)
 
     @command
@@ -557,6 +575,16 @@ class Control(Entity):
         """Commands that must not be run again."""
         names = (name.split("/") for name, suspect in self.suspects.items() if suspect.deaths >= DEATHS_MAX)
         return [(bytes.fromhex(session), int(number)) for session, number in names]
+
+
+def _touched(known: Incident | None, incident: Incident) -> set[str]:
+    """The services for which an incident means more than it did: plans for them are made anew."""
+    if not incident.is_open or incident.kind is Kind.POLICY_FAILED:
+        return set()
+    touched = {name for name, at in incident.restart_ms.items() if known is None or known.restart_ms.get(name) != at}
+    if known is None or (known.kind, known.services) != (incident.kind, incident.services):
+        touched.update(incident.services)
+    return touched
 
 
 def control_log(app: str) -> Hosted:

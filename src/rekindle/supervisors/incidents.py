@@ -84,8 +84,9 @@ class Evidence(BaseModel):
 class Incident(BaseModel):
     """Failures that belong together. changed_ms: of the last evidence. outcome: how it ended; None while it is open.
 
-    restart: services that are restarted over it, as their supervisors decided, in stop order. marks: when what was reached
-    for the first time, by name, for its timeline.
+    deaths: by node, when the last two instances died on it. restart: services that are restarted over it, as their
+    supervisors decided, in stop order; restart_ms: what of each of them was started before is to be restarted. marks: when
+    what was reached for the first time, by name, for its timeline.
     """
 
     id: int
@@ -98,7 +99,9 @@ class Incident(BaseModel):
     instances: list[str] = []
     nodes: list[str] = []
     zones: list[str] = []
+    deaths: dict[str, list[int]] = {}
     restart: list[str] = []
+    restart_ms: dict[str, int] = {}
     marks: dict[str, int] = {}
     closed_ms: int | None = None
     outcome: str | None = None
@@ -107,6 +110,11 @@ class Incident(BaseModel):
     def is_open(self) -> bool:
         """Whether it goes on."""
         return self.closed_ms is None
+
+    @property
+    def died_ms(self) -> int:
+        """When an instance died last."""
+        return max((times[-1] for times in self.deaths.values()), default=self.opened_ms)
 
 
 class Ground(BaseModel):
@@ -138,6 +146,8 @@ _OF_SIGNAL: Final[Mapping[Signal, Kind]] = {
 
 _APART: Final = frozenset({Signal.ASKED, Signal.POISON, Signal.SLOW, Signal.BUSY, Signal.POLICY_FAILED})
 """Never part of another incident: nobody's death explains them."""
+
+_NO_DEATH: Final = _APART | {Signal.LOG_AWAY}
 
 
 def home_of(evidence: Evidence, open_incidents: Iterable[Incident], ground: Ground) -> Incident | None:
@@ -189,6 +199,7 @@ def grown(incident: Incident, evidence: Evidence, ground: Ground) -> Incident:
             "instances": _with(incident.instances, evidence.incarnation),
             "nodes": _with(incident.nodes, evidence.node),
             "zones": _with(incident.zones, evidence.zone),
+            "deaths": _with_death(incident, evidence),
         }
     )
     return bigger.model_copy(update={"kind": kind_of(bigger, ground)})
@@ -198,10 +209,17 @@ def _with(names: list[str], name: str) -> list[str]:
     return names if not name or name in names else [*names, name]
 
 
+def _with_death(incident: Incident, evidence: Evidence) -> dict[str, list[int]]:
+    """Kept apart from the evidence, of which only the first pieces are kept: a zone is lost, however many died in it."""
+    if evidence.signal in _NO_DEATH or not evidence.incarnation or evidence.incarnation in incident.instances:
+        return incident.deaths
+    return {**incident.deaths, evidence.node: [*incident.deaths.get(evidence.node, ()), evidence.at_ms][-2:]}
+
+
 def kind_of(incident: Incident, ground: Ground) -> Kind:
     """What the incident looks like: the widest pattern that its evidence fits."""
     signals = {evidence.signal for evidence in incident.evidence}
-    if len(signals) == 1 and signals <= _APART | {Signal.LOG_AWAY}:  # a death that comes with it weighs more
+    if len(signals) == 1 and signals <= _NO_DEATH:  # a death that comes with it weighs more
         return _OF_SIGNAL[incident.evidence[0].signal]
     lost = _lost_nodes(incident, ground)
     if is_mass(lost, ground):
@@ -228,8 +246,7 @@ def _lost_nodes(incident: Incident, ground: Ground) -> list[str]:
 
 def _died_at_once(incident: Incident, node: str) -> bool:
     """Whether the last two deaths on a node were one."""
-    died = {e.incarnation: e.at_ms for e in reversed(incident.evidence) if e.incarnation and e.node == node}
-    last = sorted(died.values())[-2:]
+    last = incident.deaths.get(node, ())
     return len(last) == 2 and last[1] - last[0] <= AT_ONCE_MS
 
 

@@ -5,7 +5,7 @@ Built-in policies are a few of them in a row; a user's policy puts them together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from typing import Final
 
@@ -32,14 +32,24 @@ START_DEADLINE_S: Final = 45.0
 MOVE_DEADLINE_S: Final = 30.0
 MOVES_AT_ONCE: Final = 4
 
+GRAY_SHARE: Final = 0.1
+"""At most this share of a service's instances (and at least one) is moved away from for being slow (Envoy's bound)."""
+
 
 def seats_of(world: World, service: ServiceView, without: Iterable[str] = ()) -> list[Seat]:
-    """Where shards of a service can be. Not open: instances on cordoned nodes, and those named in `without`."""
-    closed = set(without)
+    """Where shards of a service can be. Not open: instances on cordoned nodes, slow ones, and those named in `without`."""
+    closed = {*without, *avoided(world, service)}
     return [
         Seat(i.name, i.node, i.zone, open=i.node not in world.cordoned and i.name not in closed)
         for i in world.up(service.name)
     ]
+
+
+def avoided(world: World, service: ServiceView) -> list[str]:
+    """The slow instances of a service that shards are kept away from: few at a time, and enough others must be there."""
+    up = world.up(service.name)
+    slow = [i.name for i in up if i.slow][: max(1, int(GRAY_SHARE * len(up)))]
+    return slow if len(up) - len(slow) >= max(1, service.spec.min_active) else []
 
 
 def placement_of(service: ServiceView) -> Placement:
@@ -57,6 +67,11 @@ def _lag(behind: int | None, name: str) -> tuple[bool, int, str]:
     return (behind is None, behind or 0, name)
 
 
+def resting(service: ServiceView) -> set[int]:
+    """Shards that are not to be served now: nothing is moved for them, or because of them."""
+    return {number for number, shard in enumerate(service.shards) if not shard.may_be_served}
+
+
 def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
     """Where shards without an owner go: to their most caught up standby, else to the survivors. Nothing else moves.
 
@@ -65,13 +80,10 @@ def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
     seats = seats_of(world, service)
     if not any(seat.open for seat in seats):
         seats = [replace_fields(seat, open=True) for seat in seats]
-    held = [number for number, shard in enumerate(service.shards) if not shard.may_be_served]
-    placed = place(placement_of(service), seats, pinned=held)
-    return [
-        (number, to)
-        for number, to in enumerate(placed.owners)
-        if to is not None and to != service.shards[number].owner and service.shards[number].may_be_served
-    ]
+    current = placement_of(service)
+    placed = place(current, seats, pinned=resting(service))
+    owners = zip(current.owners, placed.owners, strict=True)
+    return [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
 
 
 def own_orphans(world: World, service: ServiceView) -> list[Phase]:
@@ -109,9 +121,10 @@ def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
             own[instance.node] += instance.service == service.name
             zones[instance.zone] = zones.get(instance.zone, 0) + (instance.service == service.name)
     chosen: list[NodeView] = []
-    for _ in range(count):
+    candidates = world.open_nodes()
+    for _ in range(count if candidates else 0):
         node = min(
-            world.open_nodes(),
+            candidates,
             key=lambda n: (
                 _just_died(n, world.now_ms),
                 own[n.name],
@@ -133,10 +146,11 @@ def _just_died(node: NodeView, now_ms: int) -> bool:
 
 
 def follow(world: World, service: ServiceView) -> list[Phase]:
-    """Let standbys follow where some are missing."""
-    if not service.spec.standbys:
+    """Let standbys follow where some are missing, and no more where there are too many."""
+    if not service.spec.standbys and not any(shard.standbys for shard in service.shards):
         return []
-    placed = place(placement_of(service), seats_of(world, service), standbys=service.spec.standbys)
+    seats, standbys = seats_of(world, service), service.spec.standbys
+    placed = place(placement_of(service), seats, standbys=standbys, pinned=resting(service))
     moves = [
         (number, list(names))
         for number, names in enumerate(placed.standbys)
@@ -153,14 +167,10 @@ def rebalance(
 ) -> list[Phase]:
     """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
     current = placement_of(service)
-    held = [number for number, shard in enumerate(service.shards) if not shard.may_be_served]
     seats, standbys = seats_of(world, service, without), service.spec.standbys
-    placed = balance(current, seats, moves_max=moves_max, standbys=standbys, pinned=held)
-    moves = [
-        (number, to)
-        for number, (was, to) in enumerate(zip(current.owners, placed.owners, strict=True))
-        if was != to and to is not None and service.shards[number].may_be_served
-    ]
+    placed = balance(current, seats, moves_max=moves_max, standbys=standbys, pinned=resting(service))
+    owners = zip(current.owners, placed.owners, strict=True)
+    moves = [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
     return move(service, moves) if moves else []
 
 
@@ -179,35 +189,36 @@ def move(service: ServiceView, moves: Sequence[tuple[int, str]]) -> list[Phase]:
     return [*(phases if warm else []), Phase(name=f"move {name}", steps=steps)]
 
 
-def recover(world: World, service: ServiceView) -> list[Phase]:
-    """The whole way back: orphans to the survivors at once, instances replaced, standbys following."""
+def mend(world: World, service: ServiceView) -> list[Phase]:
+    """Orphans to the survivors at once, instances replaced; shards of which nothing survives wait for the new ones."""
+    starting = replace(world, service)
+    waiting = service.unserved() and not world.up(service.name) and (starting or world.of(service.name))
     placing = [Phase(name=f"place {service.name}", steps=[Step(action=Place(service=service.name))])]
-    orphaned = service.unserved() and not world.up(service.name)
-    return [
-        *own_orphans(world, service),
-        *replace(world, service),
-        *(placing if orphaned else []),
-        *follow(world, service),
-    ]
+    return [*own_orphans(world, service), *starting, *(placing if waiting else [])]
 
 
-def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: int) -> list[Phase]:
+def recover(world: World, service: ServiceView) -> list[Phase]:
+    """The whole way back: all that is missing is mended, then standbys follow."""
+    return [*mend(world, service), *follow(world, service)]
+
+
+def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: Mapping[str, int]) -> list[Phase]:
     """Restart services together: quiesce in `stop` order, end their instances, start and serve in `start` order.
 
-    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs. Instances that were started after
-    `since_ms` have been restarted already, by a plan before this one: they stay.
+    A service that is quiesced belongs to nobody: its callers wait, nothing of it runs. Instances of a service that were
+    started after its `since_ms` have been restarted already, by a plan before this one: they stay.
     """
     phases: list[Phase] = []
     for name in stop:
         service = world.services[name]
-        old = {i.name for i in world.of(name) if i.started_ms <= since_ms}
+        old = {i.name for i in world.of(name) if i.started_ms <= since_ms[name]}
         moves: list[tuple[int, str | None]] = [(n, None) for n, s in enumerate(service.shards) if s.owner in old]
         ends = [Step(action=Stop(incarnation=name, reason="coordinated restart")) for name in sorted(old)]
         quiet = [Phase(name=f"quiesce {name}", steps=[Step(action=Own(service=name, moves=moves))])] if moves else []
         phases += [*quiet, *([Phase(name=f"stop {name}", steps=ends)] if ends else [])]
-    for name in start:
+    for name in [name for name in start if world.services[name].wanted]:
         service = world.services[name]
-        there = sum(i.started_ms > since_ms for i in world.of(name))
+        there = sum(i.started_ms > since_ms[name] for i in world.of(name))
         steps = [
             Step(action=Start(service=name, node=node.name), deadline_s=START_DEADLINE_S)
             for node in nodes_for(world, service, service.wanted - there)

@@ -14,8 +14,8 @@ from rekindle.actors import Host
 from rekindle.events import RekindleError
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
-from rekindle.supervisors.plans import Follow, Own, Perform, Plan, Standing, Start, Stop
-from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, missing, upkeep
+from rekindle.supervisors.plans import Follow, Own, Perform, Plan, Standing, Start, Stop, is_done
+from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, is_restarted, missing, upkeep
 from rekindle.supervisors.world import World
 
 PLAN_MAX_S: Final = 2.0
@@ -23,6 +23,9 @@ PLAN_MAX_S: Final = 2.0
 
 STEPS_MAX: Final = 10_000
 
+
+GRAY_REST_MS: Final = 60_000
+"""An instance that was slow is given shards again when it was not found slow for this long: else they would come and go."""
 
 BESIDE: Final = frozenset({Kind.POISON})
 """Incidents whose plans touch no instance, so they speak for no service, and run beside all others."""
@@ -93,8 +96,8 @@ class Planning:
                 self.host.say(f"{service or 'built in'}: {text}")
                 notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service or ""))
                 continue
-            if plan is not None and taken.isdisjoint(plan.services):
-                return plan
+            if plan is not None and taken.isdisjoint(plan.services) and _wants_something(plan, world):
+                return plan.model_copy(update={"is_own": service is not None})
         return None
 
     async def _ask(self, policy: Policy, incident: Incident, world: World, *, is_own: bool) -> Plan | None:
@@ -117,7 +120,7 @@ class Planning:
         took = f"{world.now_ms - incident.opened_ms} ms"
         match incident.kind:
             case Kind.POISON:
-                kept = [e for e in incident.evidence if e.shard is not None and _is_kept_down(e, world)]
+                kept = all(_is_kept_down(evidence, world) for evidence in incident.evidence)
                 return "kept down until an operator allows it" if kept else None
             case Kind.POLICY_FAILED:
                 return "the next policy was asked"
@@ -126,11 +129,12 @@ class Planning:
                 done = not left and all(n in world.cordoned or n not in world.nodes for n in incident.nodes)
                 return f"drained in {took}" if done else None
             case Kind.GRAY:
-                owners = {shard.owner for name in incident.services for shard in world.services[name].shards}
-                return f"nothing is left on it, {took}" if owners.isdisjoint(incident.instances) else None
+                is_gone = world.instances.keys().isdisjoint(incident.instances)
+                rested_ms = world.now_ms - incident.changed_ms
+                return f"left alone for {rested_ms} ms" if is_gone or rested_ms > GRAY_REST_MS else None
             case _:
-                whole = all(_is_whole(world, name) for name in incident.services if name in world.services)
-                return f"healed in {took}" if whole and not world.frozen else None
+                healed = not world.frozen and _is_whole(world, incident) and _is_restarted(world, incident)
+                return f"healed in {took}" if healed else None
 
 
 def _urgency(incident: Incident) -> tuple[int, int]:
@@ -139,13 +143,22 @@ def _urgency(incident: Incident) -> tuple[int, int]:
 
 
 def _is_kept_down(evidence: Evidence, world: World) -> bool:
-    assert evidence.shard is not None
-    return world.services[evidence.service].shards[evidence.shard].refused is not None
+    service = world.services.get(evidence.service)
+    return service is None or evidence.shard is None or service.shards[evidence.shard].refused is not None
 
 
-def _is_whole(world: World, name: str) -> bool:
-    service = world.services[name]
-    return not service.unserved() and len(world.up(name)) >= service.wanted
+def _is_whole(world: World, incident: Incident) -> bool:
+    return all(
+        world.services[name].is_whole(len(world.up(name))) for name in incident.services if name in world.services
+    )
+
+
+def _is_restarted(world: World, incident: Incident) -> bool:
+    """Whether all was restarted that supervisors have decided to restart: an incident does not end before. In a mass
+    failure that is left undone: it could wait, and what has not died since has lasted."""
+    return incident.kind is Kind.MASS_FAILURE or all(
+        is_restarted(world, name, at) for name, at in incident.restart_ms.items() if name in world.services
+    )
 
 
 def _name_of(policy: Any) -> str:
@@ -165,7 +178,12 @@ def _upkeep(world: World, busy: set[str]) -> list[Plan]:
     first = missing(world, free)
     taken = set(first.services) if first is not None else set[str]()
     others = [upkeep(world, name) for name in free if name not in taken] if not world.frozen else []
-    return [plan for plan in (first, *others) if plan is not None]
+    return [plan for plan in (first, *others) if plan is not None and _wants_something(plan, world)]
+
+
+def _wants_something(plan: Plan, world: World) -> bool:
+    """Whether not all that it wants is so already: a plan that is done when it begins would be made again and again."""
+    return not all(is_done(step, world) for _, _, step in plan.steps())
 
 
 def check(plan: Plan, world: World) -> None:

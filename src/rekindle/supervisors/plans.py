@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -167,14 +167,14 @@ class LogThere(BaseModel):
 Guard: TypeAlias = Annotated[Served | Enough | NotBefore | LogThere, Field(discriminator="when")]
 
 
-def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str | None:
-    """Why the step may not start yet; None if it may."""
+def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending: Collection[str] = ()) -> str | None:
+    """Why the step may not start yet; None if it may. ending: instances that are being stopped, and are still seen up."""
     match guard:
         case Served(service=name):
             missing = world.services[name].unserved()
             return f"{len(missing)} shards of {name} are not served" if missing else None
         case Enough(service=name, least=least, without=without):
-            left = [i for i in world.up(name) if i.name != without]
+            left = [i for i in world.up(name) if i.name != without and i.name not in ending]
             return f"{len(left)} instances of {name} would be left, {least} must stay" if len(left) < least else None
         case NotBefore(at_ms=at_ms):
             return f"{at_ms - world.now_ms} ms to wait" if world.now_ms < at_ms else None
@@ -217,8 +217,9 @@ class Phase(BaseModel):
 class Plan(BaseModel):
     """What is done about an incident, or about a wish (`cause`).
 
-    services: those that it speaks for; no other plan touches them meanwhile. basis: how often each of them had been
-    disturbed when the plan was made; one that is disturbed again is planned anew.
+    services: those that it speaks for; no other plan touches them meanwhile. is_own: a service's own policy has made it,
+    so it stands in for the strategy of the supervisor above. basis: how often each of its services had been disturbed when
+    the plan was made; one that is disturbed again is planned anew.
     """
 
     policy: str
@@ -227,6 +228,7 @@ class Plan(BaseModel):
     phases: list[Phase]
     id: int = 0
     incident: int | None = None
+    is_own: bool = False
     made_ms: int = 0
     standing: Standing = Standing.RUNNING
     why: str = ""
@@ -298,40 +300,51 @@ def advance(plan: Plan, world: World, failures: Failures | None = None) -> list[
     if plan.standing is not Standing.RUNNING:
         return []
     changes: list[Change] = []
+    ending = {name for _, _, step in plan.steps() if step.state is State.RUNNING and (name := _ended_by(step))}
     over = set[str]()
     number, before = 0, None
     for phase in plan.phases:
         first, number = number + 1, number + len(phase.steps)
         needed = ([] if before is None else [before]) if phase.after is None else phase.after
         may_begin = over.issuperset(needed)
-        states = _advance_phase(phase, first, may_begin, world, failures or {}, changes)
+        finished = [_finish(n, step, world, failures or {}) for n, step in enumerate(phase.steps, first)]
+        changes += [change for change in finished if change is not None]
+        states = [s.state if c is None else c.state for s, c in zip(phase.steps, finished, strict=True)]
+        if may_begin:
+            changes += _begin_phase(phase, first, states, world, ending)
         if may_begin and all(state in OVER for state in states):
             over.add(phase.name)
         before = phase.name
     return changes
 
 
-def _advance_phase(
-    phase: Phase, first: int, may_begin: bool, world: World, failures: Failures, changes: list[Change]
-) -> list[State]:
-    """The states of its steps after their changes, which are appended."""
-    states: list[State] = []
-    for number, step in enumerate(phase.steps, first):
-        change = _finish(number, step, world, failures) if step.state is State.RUNNING else None
-        if change is not None:
+def _ended_by(step: Step) -> str | None:
+    """The instance that a step ends."""
+    return step.action.incarnation if isinstance(step.action, Stop) else None
+
+
+def _begin_phase(phase: Phase, first: int, states: list[State], world: World, ending: set[str]) -> list[Change]:
+    """The steps of a phase that begin, or wait for another reason; `states` and `ending` become what they then are.
+
+    One after the other: of two steps that each leave enough instances behind, the second one must know of the first.
+    """
+    changes: list[Change] = []
+    for at, step in enumerate(phase.steps):
+        if states[at] not in (State.PENDING, State.BLOCKED) or not _has_room(phase, at, states, world):
+            continue
+        change = _begin(first + at, step, world, ending)
+        if (change.state, change.why) != (step.state, step.why):
             changes.append(change)
-        states.append(step.state if change is None else change.state)
-    for at, step in enumerate(phase.steps) if may_begin else ():
-        if states[at] in (State.PENDING, State.BLOCKED) and _has_room(phase, at, states, world):
-            change = _begin(first + at, step, world)
-            if (change.state, change.why) != (step.state, step.why):
-                changes.append(change)
-            states[at] = change.state
-    return states
+        states[at] = change.state
+        if change.state is State.RUNNING and (name := _ended_by(step)):
+            ending.add(name)
+    return changes
 
 
 def _finish(number: int, step: Step, world: World, failures: Failures) -> Change | None:
-    """A running step is done, tried again, or has failed; None: it goes on."""
+    """A running step is done, tried again, or has failed; None: it goes on, or does not run."""
+    if step.state is not State.RUNNING:
+        return None
     if is_done(step, world):
         return Change(number, State.DONE, step.attempt)
     failure = failures.get((number, step.attempt))
@@ -344,12 +357,12 @@ def _finish(number: int, step: Step, world: World, failures: Failures) -> Change
     return Change(number, State.FAILED, step.attempt, failure)
 
 
-def _begin(number: int, step: Step, world: World) -> Change:
+def _begin(number: int, step: Step, world: World, ending: Collection[str]) -> Change:
     """A step that its phase lets start does so, is done already, or is blocked by its guards."""
     if is_done(step, world):
         return Change(number, State.DONE, step.attempt, "was so already")
     for guard in step.guards if not step.forced else ():
-        reason = why_not(guard, world)
+        reason = why_not(guard, world, ending)
         if reason is not None:
             return Change(number, State.BLOCKED, step.attempt, _blocked(guard, number, reason))
     return Change(number, State.RUNNING, step.attempt + 1)

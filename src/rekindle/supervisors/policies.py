@@ -15,7 +15,7 @@ what it planned for has changed: it plans what remains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,6 +23,7 @@ from rekindle.supervisors.incidents import Incident, Kind
 from rekindle.supervisors.parts import (
     MOVES_AT_ONCE,
     START_DEADLINE_S,
+    avoided,
     levelled,
     own_orphans,
     plan_of,
@@ -48,9 +49,6 @@ from rekindle.supervisors.plans import (
 )
 from rekindle.supervisors.restarts import start_levels
 from rekindle.supervisors.world import InstanceView, ServiceView, World
-
-GRAY_SHARE: Final = 0.1
-"""At most this share of a service's instances (and at least one) is moved away from for being slow (Envoy's bound)."""
 
 
 class Policy(Protocol):
@@ -149,21 +147,24 @@ class CoordinatedRestart:
         if incident.kind not in _DEATHS:
             return None
         hit = {n for n in incident.services if n in world.services}
-        return _restart_of(self.name, incident, world, hit | {d for name in hit for d in world.dependents(name)})
+        names = hit | {dependent for name in hit for dependent in world.dependents(name)}
+        return _restart_of(self.name, incident, world, dict.fromkeys(names, incident.died_ms))
 
 
-def _restart_of(policy: str, incident: Incident, world: World, names: set[str]) -> Plan | None:
-    """A restart of these services, in the order of their needs; None once all of them were restarted and are whole."""
-    since_ms = incident.opened_ms
-    order = [n for level in start_levels(world.root) for n in level if n in names]
-    if all(_is_restarted(world, world.services[name], since_ms) for name in order):
+def _restart_of(policy: str, incident: Incident, world: World, since_ms: Mapping[str, int]) -> Plan | None:
+    """A restart of these services, in the order of their needs; None once all of them were restarted and are whole, or
+    while there is no node to start anything on."""
+    order = [n for level in start_levels(world.root) for n in level if n in since_ms]
+    if not world.open_nodes() or all(is_restarted(world, name, since_ms[name]) for name in order):
         return None
-    return plan_of(policy, _about(incident), names, restart(world, order[::-1], order, since_ms))
+    return plan_of(policy, _about(incident), order, restart(world, order[::-1], order, since_ms))
 
 
-def _is_restarted(world: World, service: ServiceView, since_ms: int) -> bool:
-    there = world.of(service.name)
-    return not service.unserved() and len(there) >= service.wanted and all(i.started_ms > since_ms for i in there)
+def is_restarted(world: World, name: str, since_ms: int) -> bool:
+    """Whether nothing of a service has been running since then, and it is whole."""
+    service, there = world.services[name], world.of(name)
+    is_there = len(there) >= service.wanted and not (service.wanted and service.unserved())
+    return is_there and all(i.started_ms > since_ms for i in there)
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ class TreeStrategy:
         """See `Policy`. None where only an instance is concerned (one_for_one): the built-in policies heal that."""
         if incident.kind not in _DEATHS:
             return None
-        names = {name for name in incident.restart if name in world.services}
-        return _restart_of(self.name, incident, world, names) if names else None
+        since_ms = {name: incident.restart_ms[name] for name in incident.restart if name in world.services}
+        return _restart_of(self.name, incident, world, since_ms) if since_ms else None
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,9 @@ class QuarantinePoison:
         steps = [
             Step(action=Refuse(service=e.service, shard=e.shard, reason=e.text))
             for e in incident.evidence
-            if e.shard is not None and world.services[e.service].shards[e.shard].refused is None
+            if e.shard is not None
+            and e.service in world.services
+            and world.services[e.service].shards[e.shard].refused is None
         ]
         return plan_of(self.name, _about(incident), [], [Phase(name="keep down", steps=steps)])
 
@@ -227,14 +230,13 @@ class QuarantineGray:
         """See `Policy`."""
         if incident.kind is not Kind.GRAY:
             return None
+        names = [name for name in incident.services if name in world.services]
         phases: list[Phase] = []
-        for name in incident.services:
-            service = world.services[name]
-            slow = [i.name for i in world.up(name) if i.name in incident.instances]
-            slow = slow[: max(1, int(GRAY_SHARE * len(world.up(name))))]
-            if len(world.up(name)) - len(slow) >= service.spec.min_active:
-                phases += rebalance(world, service, without=slow, moves_max=len(service.shards))
-        return plan_of(self.name, _about(incident), incident.services, phases)
+        for service in map(world.services.__getitem__, names):
+            owned = sum(shard.owner in incident.instances for shard in service.shards)
+            if owned and not set(avoided(world, service)).isdisjoint(incident.instances):
+                phases += rebalance(world, service, moves_max=owned)
+        return plan_of(self.name, _about(incident), names, phases)
 
 
 @dataclass(frozen=True)

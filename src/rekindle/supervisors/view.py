@@ -9,7 +9,7 @@ from typing import Final
 from rekindle.supervisors.cluster import Node
 from rekindle.supervisors.control import DEATHS_MAX, Control
 from rekindle.supervisors.decided import Owned
-from rekindle.supervisors.incidents import Ground
+from rekindle.supervisors.incidents import Ground, Kind
 from rekindle.supervisors.tree import Service, Supervisor
 from rekindle.supervisors.ward import Ward
 from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, ShardView, World
@@ -34,6 +34,7 @@ class Sight:
 def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chance: float) -> World:
     """Everything a policy may know."""
     zones = {node.name: node.zone for node in sight.nodes}
+    slow = {name for incident in control.open_incidents() if incident.kind is Kind.GRAY for name in incident.instances}
     instances = {
         name: InstanceView(
             name,
@@ -42,6 +43,7 @@ def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chanc
             zones.get(running.node, ""),
             _is_up(sight.wards.get(name)),
             running.started_ms,
+            slow=name in slow,
         )
         for name, running in control.instances.items()
     }

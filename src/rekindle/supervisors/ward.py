@@ -248,7 +248,7 @@ class Ward:
         """See whether its loop has lagged far behind its peers' for long enough: then it is gray."""
         slow = self.lag_ms > GRAY_MIN_MS and bool(peers_ms) and self.lag_ms > GRAY_TIMES * median(peers_ms)
         self._slow_looks = self._slow_looks + 1 if slow else 0
-        if self._slow_looks == GRAY_LOOKS:
+        if self._slow_looks and self._slow_looks % GRAY_LOOKS == 0:  # for as long as it lasts, it is said again
             self.is_gray = True
             self._changed()
 

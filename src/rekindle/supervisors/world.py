@@ -25,7 +25,8 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance that was started and is not known to be dead. up: it is connected and nothing speaks against it."""
+    """An instance that was started and is not known to be dead. up: it is connected and nothing speaks against it.
+    slow: it was found to be far slower than its peers a short while ago."""
 
     name: str
     service: str
@@ -33,6 +34,7 @@ class InstanceView:
     zone: str = ""
     up: bool = True
     started_ms: int = 0
+    slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,12 @@ class ServiceView:
         """Shards that may be served and are not."""
         return [n for n, shard in enumerate(self.shards) if not shard.served and shard.may_be_served]
 
+    def is_whole(self, instances: int) -> bool:
+        """Whether nothing is missing of it, if so many of its instances are up: not even a shard that is left alone for a
+        while. One that is to have no instances is to serve nothing."""
+        missing = any(not shard.served and shard.refused is None for shard in self.shards)
+        return instances >= self.wanted and not (self.wanted and missing)
+
     def is_owned_as(self, moves: Iterable[tuple[int, str | None]]) -> bool:
         """Whether these shards are where they are to be, and served."""
         return all(
@@ -84,13 +92,13 @@ class ServiceView:
         )
 
     def is_followed_as(self, moves: Iterable[tuple[int, Sequence[str]]], instances: Mapping[str, InstanceView]) -> bool:
-        """Whether these standbys have caught up; one that has died cannot."""
-        return all(
-            self.shards[number].behind.get(name) is not None
-            for number, names in moves
-            for name in names
-            if name in instances
-        )
+        """Whether exactly these standbys follow and have caught up; one that has died, or owns the shard, cannot."""
+        return all(_follow(self.shards[number], [n for n in names if n in instances]) for number, names in moves)
+
+
+def _follow(shard: ShardView, names: Iterable[str]) -> bool:
+    wanted = {name for name in names if name != shard.owner}
+    return wanted == set(shard.standbys) and all(shard.behind.get(name) is not None for name in wanted)
 
 
 @dataclass(frozen=True, slots=True)
