@@ -248,6 +248,14 @@ def test_a_group_is_restarted_whole_in_the_order_of_its_needs() -> None:
     assert told.recovery_s == pytest.approx(2 * (START_S + CLAIM_S), abs=4 * TICK_S)
 
 
+def test_a_policy_of_a_services_own_decides_in_place_of_its_supervisor() -> None:
+    stock, till = service("stock", on_failure=[Reshuffle()]), service("till")
+    root = Supervisor("root", strategy=ONE_FOR_ALL, children=[stock, till])
+    world = world_of([stock, till], NODES, {"s1": "a", "s2": "b", "t1": "a", "t2": "b"}, root=root)
+    assert [plan.policy for plan in dry_run(world, "instance-crash:s1")[0].plans] == ["reshuffle"]
+    assert [plan.policy for plan in dry_run(world, "instance-crash:t1")[0].plans] == ["strategy"]
+
+
 def test_a_poisoned_shard_is_down_in_the_forecast_too() -> None:
     told, _ = dry_run(stock_on(), "poison:stock/2")
     assert told.plans[0].phases[0].steps[0].what == "stock/2 is kept down: supposed"

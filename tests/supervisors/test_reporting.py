@@ -437,7 +437,8 @@ def test_a_node_that_is_being_drained() -> None:
 
 def test_a_node_that_flaps_and_is_gone() -> None:
     world = calm()
-    deaths = [Gone(incarnation=n, reason="r", at_ms=NOW_MS - 9, signal=Signal.NODE_GONE) for n in ("s1", "t1")]
+    times = {"s1": NOW_MS - 9_000, "t1": NOW_MS - 9}
+    deaths = [Gone(incarnation=n, reason="r", at_ms=at, signal=Signal.NODE_GONE) for n, at in times.items()]
     told = why(replace(world, nodes={"b": world.nodes["b"]}, cordoned={"a": "old"}), "a", *deaths)
     assert (told.state, told.because[1]) == ("gone", "the cluster does not list it")
     assert told.rules == ["taken for dead 2 times in 10 minutes; from 3 on it flaps"]

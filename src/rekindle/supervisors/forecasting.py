@@ -33,6 +33,8 @@ async def forecast(
         found = await planning.answers(incident, after, set(), notes.append)
         if not found:
             break
+        if any(plan.is_own for plan in found):  # as in `Control.propose`: it decides in place of the supervisors
+            incident = incident.model_copy(update={"restart": [], "restart_ms": {}})
         found = [delayed(plan, world.now_ms + delay_ms) if delay_ms else plan for plan in found]
         costs.append(await _predicted(found, after, offload))
         after = costs[-1].world

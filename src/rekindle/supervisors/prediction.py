@@ -135,7 +135,8 @@ def suppose(world: World, kind: Kind, target: str) -> Supposition:
     verdict = on_exit(world.root, world.restarts, service, abnormal=True, now_ms=world.now_ms)
     if verdict.is_final:
         return Supposition(incident, after, round(1000 * world.root.backoff.max_s))
-    restarting = incident.model_copy(update={"restart": verdict.stop})
+    restart_ms = dict.fromkeys(verdict.stop, world.now_ms)
+    restarting = incident.model_copy(update={"restart": verdict.stop, "restart_ms": restart_ms})
     return Supposition(restarting, replace(after, restarts=verdict.history), verdict.delay_ms)
 
 
