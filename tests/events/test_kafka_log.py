@@ -6,7 +6,7 @@ that Kafka forgets is taken for an empty log. Method: real brokers; aiokafka's o
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -26,7 +26,7 @@ from rekindle.events.errors import (
 )
 from rekindle.events.kafka import KafkaLog
 from rekindle.events.kafka_topics import LiveTopic
-from rekindle.events.log import Bounds, EventLog, Partition, Topic
+from rekindle.events.log import Bounds, EventLog, Partition, Reader, Topic
 from tests.support import logs
 from tests.support.kafka import KafkaCluster
 from tests.support.logs import WAIT_S, numbered, read, read_all, values
@@ -253,7 +253,8 @@ def test_nothing_acknowledged_is_lost_when_leaders_are_killed(kafka3: KafkaClust
         await log.create(topic)
         done = asyncio.Event()
         appending = [asyncio.create_task(append_until(done, log, Partition(unique, index))) for index in (0, 1)]
-        following = [asyncio.create_task(follow(done, log, Partition(unique, index))) for index in (0, 1)]
+        readers = [open_at(Partition(unique, index), 0) for open_at in (log.reader, log.follow) for index in (0, 1)]
+        following = [asyncio.create_task(follow(done, reader)) for reader in readers]
         for _ in range(2):
             leader = await asyncio.to_thread(kafka3.leader_of, unique, 0)
             await asyncio.to_thread(kafka3.kill, leader)
@@ -264,8 +265,9 @@ def test_nothing_acknowledged_is_lost_when_leaders_are_killed(kafka3: KafkaClust
             found = values(await read_all(log, Partition(unique, index)))
             assert acknowledged
             assert all(found[offset] == value for offset, value in acknowledged)
-            followed = await following[index]
-            assert followed == found[: len(followed)]
+            for followed in (await following[index], await following[index + 2]):
+                assert followed
+                assert followed == found[: len(followed)]
         await log.close()
 
     run(main())
@@ -285,10 +287,10 @@ async def append_until(done: asyncio.Event, log: EventLog, partition: Partition)
     return acknowledged
 
 
-async def follow(done: asyncio.Event, log: EventLog, partition: Partition) -> list[str]:
+async def follow(done: asyncio.Event, opening: AbstractAsyncContextManager[Reader]) -> list[str]:
     """What one reader sees while leaders come and go."""
     seen: list[str] = []
-    async with log.reader(partition, 0) as reader:
+    async with opening as reader:
         while not done.is_set():
             seen += values(await reader.next(0.5))
     return seen
@@ -351,7 +353,10 @@ def test_a_consumer_serves_one_reader_after_the_other(kafka: str, unique: str, m
     assert make.call_count == 2, "one for bounds, one for all readers"
 
 
-def test_a_reader_that_is_cancelled_or_outlives_its_log_leaves_nothing_behind(kafka: str, unique: str) -> None:
+@pytest.mark.parametrize("way", ["reader", "follow"])
+def test_a_reader_that_is_cancelled_or_outlives_its_log_leaves_nothing_behind(
+    kafka: str, unique: str, way: str
+) -> None:
     """Warnings are errors here: a connection that was not closed would fail this test."""
 
     async def main() -> None:
@@ -359,7 +364,7 @@ def test_a_reader_that_is_cancelled_or_outlives_its_log_leaves_nothing_behind(ka
             partition = await settle(log, Topic(unique, 1), end=3)
 
             async def follow_from(offset: int) -> None:
-                async with log.reader(partition, offset) as reader:
+                async with getattr(log, way)(partition, offset) as reader:
                     while await reader.next(WAIT_S):
                         pass
 
@@ -369,8 +374,108 @@ def test_a_reader_that_is_cancelled_or_outlives_its_log_leaves_nothing_behind(ka
                     await asyncio.sleep(0)
                 follower.cancel()
             await asyncio.gather(*followers, return_exceptions=True)
-            async with log.reader(partition, 0) as reader:
+            async with getattr(log, way)(partition, 0) as reader:
                 await read(reader, 3)
                 await log.close()
+
+    run(main())
+
+
+# Many who follow
+
+
+PARTITIONS = 6
+
+
+@asynccontextmanager
+async def full(kafka: str, name: str, end: int) -> AsyncGenerator[tuple[KafkaLog, list[Partition]]]:
+    """A log with a topic of several partitions, all of them filled up to an offset."""
+    async with logs.kafka(kafka).opened() as log:
+        assert isinstance(log, KafkaLog)
+        await log.create(Topic(name, PARTITIONS))
+        partitions = [Partition(name, index) for index in range(PARTITIONS)]
+        for partition in partitions:
+            await log.append(partition, numbered(0, end))
+        yield log, partitions
+
+
+def test_who_follows_shares_a_consumer(kafka: str, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Mock(wraps=kafka_module._consumer)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(kafka_module, "_consumer", make)
+
+    async def main() -> None:
+        async with full(kafka, unique, end=3) as (log, partitions), AsyncExitStack() as stack:
+            readers = [await stack.enter_async_context(log.follow(partition, 2)) for partition in partitions]
+            for reader in readers:
+                assert values(await read(reader, 1)) == ["2"]
+            await log.append(partitions[0], numbered(3, 1))
+            assert values(await read(readers[0], 1)) == ["3"]
+            assert make.call_count == 2, "one for bounds, one for all who follow"
+            async with log.follow(partitions[0], 0) as another:
+                assert values(await read(another, 4)) == ["0", "1", "2", "3"]
+            assert make.call_count == 3, "one more for the second who follows a partition"
+
+    run(main())
+
+
+def test_those_who_stay_miss_nothing_when_others_come_and_go(kafka: str, unique: str) -> None:
+    async def main() -> None:
+        async with full(kafka, unique, end=1) as (log, partitions):
+
+            async def stay(partition: Partition) -> list[str]:
+                async with log.follow(partition, 0) as reader:
+                    return values(await read(reader, 200))
+
+            async def come_and_go(partition: Partition) -> None:
+                for turn in range(15):
+                    offset = min(turn * 10, (await log.bounds(partition)).end)
+                    async with log.follow(partition, offset) as reader:
+                        if entries := await reader.next(0.01):
+                            assert entries[0].offset == offset
+
+            async def write(partition: Partition) -> None:
+                for number in range(1, 200):
+                    await log.append(partition, numbered(number, 1))
+
+            staying = [asyncio.create_task(stay(partition)) for partition in partitions[:3]]
+            await asyncio.gather(*map(write, partitions), *map(come_and_go, partitions[3:]))
+            assert await asyncio.gather(*staying) == [[str(number) for number in range(200)]] * 3
+
+    run(main())
+
+
+def test_one_who_does_not_read_keeps_nobody_waiting(kafka: str, unique: str) -> None:
+    async def main() -> None:
+        async with (
+            full(kafka, unique, end=1) as (log, (idle, busy, *_)),
+            log.follow(idle, 0) as late,
+            log.follow(busy, 0) as reader,
+        ):
+            for first in range(1, 5_000, 100):
+                await log.append(idle, numbered(first, 100))
+                await log.append(busy, numbered(first, 1))
+            assert len(await read(reader, 51)) == 51
+            assert values(await read(late, 5_001)) == [str(number) for number in range(5_001)]
+
+    run(main())
+
+
+def test_the_consumer_of_all_fails_for_all_and_each_goes_on(kafka: str, unique: str) -> None:
+    other = Topic(f"{unique}-other", 1)
+
+    async def main() -> None:
+        async with full(kafka, unique, end=3) as (log, partitions):
+            lost = await settle(log, other, end=10)
+            async with log.follow(lost, 10) as one, log.follow(partitions[0], 3) as another:
+                await make_anew(kafka, other)
+                for reader in (one, another):
+                    with pytest.raises(LogUnavailable, match="many readers share has failed: OffsetOutOfRange"):
+                        await reader.next(WAIT_S)
+            with pytest.raises(LogTruncated):
+                async with log.follow(lost, 10):
+                    pytest.fail("it could be opened")
+            async with log.follow(partitions[0], 3) as reader:
+                await log.append(partitions[0], numbered(3, 1))
+                assert values(await read(reader, 1)) == ["3"]
 
     run(main())

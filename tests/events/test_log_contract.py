@@ -6,7 +6,7 @@ many log objects of the same log as a test wants, as owners in different process
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from rekindle.events.errors import (
     TopicContractBroken,
     TopicMissing,
 )
-from rekindle.events.log import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Bounds, EventLog, Partition, Topic
+from rekindle.events.log import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Bounds, EventLog, Partition, Reader, Topic
 from tests.support import logs
 from tests.support.child import start_child
 from tests.support.logs import BATCH, WAIT_S, Place, numbered, read, read_all, values
 from tests.support.loops import DEADLINE_S, eventually, run
+
+Opened = Callable[[EventLog, Partition, int], AbstractAsyncContextManager[Reader]]
 
 BETWEEN_PROCESSES = ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)]
 
@@ -52,6 +54,16 @@ async def fresh(place: Place, topic: Topic) -> AsyncGenerator[tuple[EventLog, Pa
     async with place.opened() as log:
         await log.create(topic)
         yield log, Partition(topic.name, 1)
+
+
+@pytest.fixture(params=["reader", "follow"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    """Both ways to open a log at an offset."""
+
+    def open_at(log: EventLog, partition: Partition, offset: int) -> AbstractAsyncContextManager[Reader]:
+        return log.reader(partition, offset) if request.param == "reader" else log.follow(partition, offset)
+
+    return open_at
 
 
 # Appending
@@ -122,12 +134,12 @@ def test_appends_of_a_task_that_is_cancelled_do_no_harm(place: Place, topic: Top
 
 
 @pytest.mark.parametrize("offset", [0, 1, 499, 500])
-def test_a_reader_starts_at_any_offset(place: Place, topic: Topic, offset: int) -> None:
+def test_a_reader_starts_at_any_offset(place: Place, topic: Topic, opened: Opened, offset: int) -> None:
     async def main() -> None:
         async with fresh(place, topic) as (log, partition):
             for first in range(0, 500, 100):
                 await log.append(partition, numbered(first, 100))
-            async with log.reader(partition, offset) as reader:
+            async with opened(log, partition, offset) as reader:
                 entries = await read(reader, 500 - offset)
                 assert [entry.offset for entry in entries] == list(range(offset, 500))
                 assert values(entries) == [str(number) for number in range(offset, 500)]
@@ -147,11 +159,11 @@ def test_a_long_log_is_read_to_its_end_in_order(place: Place, topic: Topic) -> N
     run(main())
 
 
-def test_a_reader_at_the_end_gets_nothing_until_something_comes(place: Place, topic: Topic) -> None:
+def test_a_reader_at_the_end_gets_nothing_until_something_comes(place: Place, topic: Topic, opened: Opened) -> None:
     async def main() -> None:
         async with fresh(place, topic) as (log, partition):
             await log.append(partition, numbered(0, 1))
-            async with log.reader(partition, 1) as reader:
+            async with opened(log, partition, 1) as reader:
                 assert not await reader.next(0)
                 assert not await reader.next(0.05)
                 await log.append(partition, numbered(1, 1))
@@ -161,9 +173,15 @@ def test_a_reader_at_the_end_gets_nothing_until_something_comes(place: Place, to
 
 
 @pytest.mark.parametrize("from_elsewhere", [False, True])
-def test_a_waiting_reader_is_woken_by_an_append(place: Place, topic: Topic, from_elsewhere: bool) -> None:
+def test_a_waiting_reader_is_woken_by_an_append(
+    place: Place, topic: Topic, opened: Opened, from_elsewhere: bool
+) -> None:
     async def main() -> None:
-        async with fresh(place, topic) as (log, partition), place.opened() as other, log.reader(partition, 0) as reader:
+        async with (
+            fresh(place, topic) as (log, partition),
+            place.opened() as other,
+            opened(log, partition, 0) as reader,
+        ):
             waiting = asyncio.create_task(reader.next(WAIT_S))
             for _ in range(100):
                 await asyncio.sleep(0)
@@ -174,12 +192,12 @@ def test_a_waiting_reader_is_woken_by_an_append(place: Place, topic: Topic, from
     run(main())
 
 
-def test_many_readers_follow_at_once(place: Place, topic: Topic) -> None:
+def test_many_readers_follow_at_once(place: Place, topic: Topic, opened: Opened) -> None:
     async def main() -> None:
         async with fresh(place, topic) as (log, partition):
 
             async def follow(start: int) -> list[str]:
-                async with log.reader(partition, 0) as reader:
+                async with opened(log, partition, 0) as reader:
                     started.append(start)
                     return values(await read(reader, 30))
 
@@ -194,16 +212,16 @@ def test_many_readers_follow_at_once(place: Place, topic: Topic) -> None:
     run(main())
 
 
-def test_readers_come_and_go(place: Place, topic: Topic) -> None:
+def test_readers_come_and_go(place: Place, topic: Topic, opened: Opened) -> None:
     async def main() -> None:
         async with fresh(place, topic) as (log, partition):
             await log.append(partition, numbered(0, 10))
             for offset in [0, 9, 3, 3, 10, 0, 5]:
-                async with log.reader(partition, offset) as reader:
+                async with opened(log, partition, offset) as reader:
                     if offset < 10:
                         assert (await reader.next(WAIT_S))[0].offset == offset
             with pytest.raises(ZeroDivisionError):
-                async with log.reader(partition, 0):
+                async with opened(log, partition, 0):
                     raise ZeroDivisionError
             assert len(await read_all(log, partition)) == 10
 
@@ -211,13 +229,15 @@ def test_readers_come_and_go(place: Place, topic: Topic) -> None:
 
 
 @pytest.mark.parametrize(("offset", "found"), [(4, 5), (0, 5), (11, 10), (1000, 10)])
-def test_outside_of_the_log_there_is_nothing_to_read(place: Place, topic: Topic, offset: int, found: int) -> None:
+def test_outside_of_the_log_there_is_nothing_to_read(
+    place: Place, topic: Topic, opened: Opened, offset: int, found: int
+) -> None:
     async def main() -> None:
         async with fresh(place, topic) as (log, partition):
             await log.append(partition, numbered(0, 10))
             await log.trim(partition, 5)
             with pytest.raises(LogTruncated) as caught:
-                async with log.reader(partition, offset) as reader:
+                async with opened(log, partition, offset) as reader:
                     await reader.next(WAIT_S)
             assert (caught.value.expected, caught.value.found) == (offset, found)
             assert str(partition) in str(caught.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -28,6 +28,10 @@ ROUNDS_MAX = 2_000
 
 ROUNDING = 1e-9
 
+UNHURRIED = settings(deadline=None)
+AT_REST = settings(deadline=None, max_examples=50)
+"""Every example is many calls."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -43,8 +47,14 @@ class History:
         return place(current, seats, weights=self.weights, standbys=self.standbys, pinned=pinned)
 
     def balance(self, current: Placement, seats: Sequence[Seat], pinned: Sequence[int] = ()) -> Placement:
-        wanted = {"weights": self.weights, "standbys": self.standbys, "pinned": pinned}
-        return balance(current, seats, moves_max=self.moves_max, **wanted)
+        return balance(
+            current,
+            seats,
+            moves_max=self.moves_max,
+            weights=self.weights,
+            standbys=self.standbys,
+            pinned=pinned,
+        )
 
     def placed(self) -> Iterator[tuple[Placement, list[Seat], Placement]]:
         """Every answer of `place`: before, seats, after."""
@@ -125,15 +135,16 @@ def costs(history: History) -> list[float]:
 
 def levels(history: History, placement: Placement, seats: Sequence[Seat]) -> dict[str, float]:
     """What each seat owns, per capacity."""
-    owned: Counter[str | None] = Counter()
+    owned: defaultdict[str | None, float] = defaultdict(float)
     for owner, cost in zip(placement.owners, costs(history), strict=True):
-        owned[owner] += cost  # type: ignore[assignment]
+        owned[owner] += cost
     return {seat.name: owned[seat.name] / seat.capacity for seat in seats}
 
 
 # What holds of every answer
 
 
+@UNHURRIED
 @given(histories())
 def test_copies_of_a_shard_never_share_a_node(history: History) -> None:
     for _, seats, placed, balanced in history.steps():
@@ -144,6 +155,7 @@ def test_copies_of_a_shard_never_share_a_node(history: History) -> None:
                 assert len(on) == len(set(on)), f"shard {shard} is on {on}"
 
 
+@UNHURRIED
 @given(histories())
 def test_every_shard_has_an_owner_that_is_there_while_a_seat_is_open(history: History) -> None:
     for _, seats, placed, balanced in history.steps():
@@ -154,6 +166,7 @@ def test_every_shard_has_an_owner_that_is_there_while_a_seat_is_open(history: Hi
             assert {*placed.owners, *balanced.owners} <= there | {None}
 
 
+@UNHURRIED
 @given(histories())
 def test_a_standby_is_missing_only_where_no_node_is_free(history: History) -> None:
     for _, seats, placed, balanced in history.steps():
@@ -166,6 +179,7 @@ def test_a_standby_is_missing_only_where_no_node_is_free(history: History) -> No
                 assert owner is None or len(standbys) == history.standbys or not free
 
 
+@UNHURRIED
 @given(histories(), st.randoms(use_true_random=False))
 def test_the_answer_does_not_depend_on_the_order_of_seats(history: History, random: Random) -> None:
     for current, seats, placed, balanced in history.steps():
@@ -174,6 +188,7 @@ def test_the_answer_does_not_depend_on_the_order_of_seats(history: History, rand
         assert history.balance(placed, shuffled) == balanced
 
 
+@UNHURRIED
 @given(histories(), st.sets(st.integers(0, 23)))
 def test_a_pinned_shard_stays_as_it_is(history: History, pinned: set[int]) -> None:
     pinned = {shard for shard in pinned if shard < history.shards}
@@ -209,6 +224,7 @@ print(balance(first, seats[3:], weights=weights, standbys=2, moves_max=9))
 # The emergency
 
 
+@UNHURRIED
 @given(histories())
 def test_place_moves_orphans_and_nothing_else(history: History) -> None:
     for before, seats, after in history.placed():
@@ -221,6 +237,7 @@ def test_place_moves_orphans_and_nothing_else(history: History) -> None:
                 assert list(after.standbys[shard][: len(kept)]) == kept
 
 
+@UNHURRIED
 @given(histories())
 def test_an_orphan_goes_to_its_first_open_standby(history: History) -> None:
     for before, seats, after in history.placed():
@@ -230,6 +247,7 @@ def test_an_orphan_goes_to_its_first_open_standby(history: History) -> None:
             assert not heirs or after.owners[shard] == heirs[0]
 
 
+@UNHURRIED
 @given(histories())
 def test_place_gives_nothing_to_a_closed_seat(history: History) -> None:
     for before, seats, after in history.placed():
@@ -239,6 +257,7 @@ def test_place_gives_nothing_to_a_closed_seat(history: History) -> None:
             assert after.owners[shard] not in closed or after.owners[shard] == before.owners[shard]
 
 
+@UNHURRIED
 @given(histories())
 def test_a_new_standby_shares_no_zone_while_another_zone_is_open(history: History) -> None:
     for before, seats, after in history.placed():
@@ -252,6 +271,7 @@ def test_a_new_standby_shares_no_zone_while_another_zone_is_open(history: Histor
                     assert zones[name] not in taken or opened <= taken
 
 
+@UNHURRIED
 @given(histories(standbys_max=0))
 def test_orphans_go_where_there_is_room(history: History) -> None:
     """The coolest with one more shard is never hotter than all of them together with one more shard each."""
@@ -269,22 +289,21 @@ def test_orphans_go_where_there_is_room(history: History) -> None:
 # Quiet times
 
 
+@UNHURRIED
 @given(histories())
 def test_balance_moves_no_more_than_allowed(history: History) -> None:
     for before, seats, after in history.balanced():
         there = {seat.name: seat for seat in seats}
         changed = moved(before, after)
-        standbys = [
-            s for s in range(history.shards) if not {*copies(after, s)} <= {*copies(before, s), after.owners[s]}
-        ]
+        standbys = [s for s in range(history.shards) if before.standbys[s] != after.standbys[s] and s not in changed]
         assert len(changed) <= history.moves_max
-        assert len(standbys) <= history.moves_max + len(changed)
+        assert len(standbys) <= history.moves_max
         levelled = [s for s in changed if (owner := before.owners[s]) is not None and there[owner].open]
         share = SHARE_MAX * sum(costs(history)) * (1 + ROUNDING)
         assert len(levelled) <= 1 or sum(costs(history)[shard] for shard in levelled) <= share + max(costs(history))
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories())
 def test_balance_comes_to_rest(history: History) -> None:
     for current, seats, _, _ in history.steps():
@@ -292,7 +311,7 @@ def test_balance_comes_to_rest(history: History) -> None:
         assert history.balance(path[-1], seats) == path[-1] == history.place(path[-1], seats)
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories())
 def test_no_call_makes_the_hottest_seat_hotter(history: History) -> None:
     for current, seats, placed, _ in history.steps():
@@ -302,7 +321,7 @@ def test_no_call_makes_the_hottest_seat_hotter(history: History) -> None:
             assert all(later <= earlier * (1 + ROUNDING) for earlier, later in pairwise(hottest))
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories())
 def test_at_rest_closed_seats_own_nothing(history: History) -> None:
     for seats, placement in history.at_rest():
@@ -311,7 +330,7 @@ def test_at_rest_closed_seats_own_nothing(history: History) -> None:
             assert not closed & set(placement.owners)
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories())
 def test_at_rest_a_standby_is_on_a_closed_seat_only_where_no_node_is_free(history: History) -> None:
     for seats, placement in history.at_rest():
@@ -323,7 +342,7 @@ def test_at_rest_a_standby_is_on_a_closed_seat_only_where_no_node_is_free(histor
                 assert {seat.node for seat in seats if seat.open} <= taken | others
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories())
 def test_at_rest_the_copies_of_a_shard_are_in_as_many_zones_as_there_can_be(history: History) -> None:
     for seats, placement in history.at_rest():
@@ -335,7 +354,7 @@ def test_at_rest_the_copies_of_a_shard_are_in_as_many_zones_as_there_can_be(hist
                 assert len(on) >= min(1 + history.standbys, len(zones))
 
 
-@settings(deadline=None)
+@AT_REST
 @given(histories(standbys_max=0))
 def test_at_rest_no_move_is_left_that_is_worth_it(history: History) -> None:
     """By definition: from a seat above the band, or to one below it, so that the hotter of the two is cooler after."""
@@ -384,11 +403,40 @@ def test_a_standby_takes_over_and_another_one_is_found() -> None:
     assert after == Placement(("seat-001",), (("seat-002", "seat-003"),))
 
 
+def test_an_owner_is_more_important_than_a_standby_on_a_closed_seat_of_the_only_node() -> None:
+    seats = [Seat("closed", "node-000", open=False), Seat("open", "node-000")]
+    assert place(Placement(("gone",), (("closed",),)), seats, standbys=1) == Placement(("open",), ((),))
+    draining = [Seat("draining", "node-001", open=False), *seats]
+    after = balance(Placement(("draining",), (("closed",),)), draining, moves_max=1, standbys=1)
+    assert after == Placement(("open",), ((),))
+
+
+def test_what_is_left_of_a_shard_that_has_lost_its_owner_counts() -> None:
+    """Seat 0 inherits a shard, so it is not the one with the most room for the standby that seat 1 lacks."""
+    after = place(Placement(("gone", "seat-001"), (("seat-000",), ())), cluster(4), standbys=1)
+    assert after.owners == ("seat-000", "seat-001")
+    assert {*after.standbys} == {("seat-002",), ("seat-003",)}
+
+
 def test_a_hot_seat_and_its_standby_change_places() -> None:
     """Nobody replays: the old owner is the most caught-up standby there is."""
     hot = Placement(("seat-000", "seat-000", "seat-001"), (("seat-001",), ("seat-002",), ("seat-002",)))
     after = balance(hot, cluster(3), moves_max=9, standbys=1)
     assert after == Placement(("seat-000", "seat-002", "seat-001"), (("seat-001",), ("seat-000",), ("seat-002",)))
+
+
+def test_among_the_shards_of_a_hot_seat_one_moves_whose_standby_is_cool() -> None:
+    owners = ("seat-000",) * 4 + ("seat-001",) * 4 + ("seat-002", "seat-003")
+    standbys = (("seat-002",),) + (("seat-001",),) * 3 + (("seat-000",),) * 6
+    after = balance(Placement(owners, standbys), cluster(4), moves_max=1, standbys=1)
+    assert moved(Placement(owners, standbys), after) == [0]
+    assert (after.owners[0], after.standbys[0]) == ("seat-002", ("seat-000",))
+
+
+def test_a_seat_above_the_band_gives_even_if_none_is_below_it() -> None:
+    owners = [seat.name for seat in cluster(10) for _ in range(12 if seat.name == "seat-000" else 10)]
+    after, moves = rest(Placement.of(owners), cluster(10))
+    assert (max(owned(after, cluster(10))), moves) == (11, 1)
 
 
 def test_the_owner_on_a_draining_seat_hands_over_to_its_standby() -> None:
@@ -415,9 +463,9 @@ def test_a_seat_of_twice_the_capacity_owns_twice_as_much() -> None:
 
 
 def test_one_hot_shard_has_a_seat_for_itself() -> None:
-    weights = [200.0, *[1.0] * 300]
+    weights = [*[1.0] * 300, 200.0]
     after = place(nothing(301), cluster(4), weights=weights)
-    assert owned(after, cluster(4))[0] == 1
+    assert sorted(owned(after, cluster(4))) == [1, 100, 100, 100]
 
 
 @pytest.mark.parametrize("weights", [[0.0] * 40, [0.0] * 39 + [1.0]])
@@ -437,12 +485,24 @@ def test_the_shards_of_a_dead_node_are_inherited_by_many(weights: list[float] | 
         assert max(owned(after, survivors)) <= 62
 
 
+def test_standbys_are_levelled_too_when_a_zone_comes_back_empty() -> None:
+    """Most that a seat stands by for cannot move, because the third zone is where the owner is."""
+    seats = cluster(3, zones=3)
+    weights = [1.0 + number / 300 for number in range(300)]
+    current = place(place(nothing(300), seats, weights=weights, standbys=1), seats[1:], weights=weights, standbys=1)
+    while (after := balance(current, seats, moves_max=50, weights=weights, standbys=1)) != current:
+        current = after
+    followed = Counter(standby for standbys in current.standbys for standby in standbys)
+    assert all(80 <= followed[seat.name] <= 120 for seat in seats)
+
+
 def test_standbys_spread_to_a_new_zone_a_few_at_a_time() -> None:
     two, three = [seat for seat in cluster(6, zones=3) if seat.zone != "zone-2"], cluster(6, zones=3)
     first = place(nothing(30), two, standbys=2)
     assert place(first, three, standbys=2) == first
     once = balance(first, three, moves_max=5, standbys=2)
-    assert sum(old != new for old, new in zip(first.standbys, once.standbys, strict=True)) <= 2 * 5
+    changed = [shard for shard in range(30) if first.standbys[shard] != once.standbys[shard]]
+    assert len({*changed} - {*moved(first, once)}) <= 5
     after, _ = rest(first, three, standbys=2)
     zones = {seat.name: seat.zone for seat in three}
     assert all(len({zones[name] for name in copies(after, shard)}) == 3 for shard in range(30))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,13 +43,19 @@ from rekindle.actors.frames import (
     CALL,
     CLIENT,
     CONTROLLER,
+    FOLLOW,
+    FOLLOWED,
     HELLO,
     LOST,
+    POSITIONS,
     PROTOCOL,
     PULSE,
     RELEASE,
     SERVING,
     TABLE,
+    TELL,
+    TOLD,
+    UNFOLLOWED,
     frame,
     parse,
 )
@@ -109,7 +116,7 @@ def key_in(shard: int, shards: int = 2, prefix: str = "key") -> str:
 
 
 class GatedLog(SimulatedLog):
-    """A simulated log without faults whose appends a test can hold, or have refused."""
+    """A simulated log without faults whose appends a test can hold, or have refused; and which it can change at once."""
 
     def __init__(self) -> None:
         super().__init__(Random(0))
@@ -117,6 +124,11 @@ class GatedLog(SimulatedLog):
         self.gate.set()
         self.held = 0
         self.refusals: list[Exception] = []
+
+    def put(self, partition: Partition, *values: bytes) -> None:
+        """Have these in the log, before anybody else does anything."""
+        self._shelf(partition).put([(None, value) for value in values])
+        self._followers.wake(partition)
 
     async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
         """See `EventLog`."""
@@ -172,6 +184,21 @@ class Lost(NamedTuple):
     seen: int
 
 
+class Followed(NamedTuple):
+    """What a FOLLOWED frame says of a shard."""
+
+    position: Floor
+    caught_up: bool
+
+
+class Unfollowed(NamedTuple):
+    """An UNFOLLOWED frame."""
+
+    shard: int
+    reason: str
+    error: str
+
+
 class Controller:
     """The controller's end of a connection to an instance: gives orders, keeps what it hears."""
 
@@ -181,6 +208,10 @@ class Controller:
         self.numbers: dict[int, int] = {}
         self.serving: dict[int, int] = {}
         self.lost: list[Lost] = []
+        self.followed: dict[int, Followed] = {}
+        self.unfollowed: list[Unfollowed] = []
+        self.called: Counter[int] = Counter()
+        self.told: dict[int | str, list[Any]] = {}
         self._connection = connection
         self._heard = Watch()
         self._tables = itertools.count()
@@ -201,6 +232,17 @@ class Controller:
             case [kind, *rest] if kind == LOST:
                 lost = Lost(*rest)
                 self.lost.append(lost._replace(position=Floor(*lost.position)))
+            case [kind, followed] if kind == FOLLOWED:
+                self.followed.update(
+                    (shard, Followed(Floor(*position), caught_up)) for shard, position, caught_up in followed
+                )
+            case [kind, *rest] if kind == UNFOLLOWED:
+                self.unfollowed.append(Unfollowed(*rest))
+                self.followed.pop(rest[0], None)
+            case [kind, _, called] if kind == POSITIONS:
+                self.called.update(called)
+            case [kind, id, answer] if kind == TOLD:
+                self.told[id] = answer
             case _:
                 pass
 
@@ -216,11 +258,22 @@ class Controller:
         """Take the shard away; as a controller of that term, over that connection."""
         await (over or self._connection).send(frame(RELEASE, term, [[shard, self.numbers[shard]]]))
 
-    async def publish(self, refused: dict[int, str] | None = None) -> None:
-        """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down."""
+    async def follow(self, *shards: int, floor: Floor = NO_FLOOR, term: int = TERM) -> None:
+        """Have the instance follow these shards and no others."""
+        await self._connection.send(frame(FOLLOW, term, [[shard, floor] for shard in shards]))
+
+    async def tell(self, id: int | str, operation: str, *, term: int = TERM, **args: Any) -> None:
+        """Have the sidecar perform an operation."""
+        await self._connection.send(frame(TELL, term, id, operation, args))
+
+    async def publish(self, refused: dict[int, str] | None = None, moved: dict[int, Route] | None = None) -> None:
+        """Tell the instance, and through it the clients, that it owns what it was assigned, but for what is kept down, or
+        is somebody else's."""
         shards = range(self.hosted.shards)
         owned = self.numbers.keys() - (refused or {}).keys()
         routes = [Route(self.address, self.numbers[shard]) if shard in owned else None for shard in shards]
+        for shard, route in (moved or {}).items():
+            routes[shard] = route
         table = Table((TERM, next(self._tables)), {self.hosted.name: routes}, {self.hosted.name: refused or {}})
         await self._connection.send(frame(TABLE, *table.dump()))
 
@@ -231,6 +284,41 @@ class Controller:
             return self.serving.get(shard) == self.numbers[shard]
 
         await self._heard.until(f"shard {shard} is served (lost so far: {self.lost})", holds, WAIT_S)
+
+    async def wait_caught_up(self, *shards: int) -> None:
+        """Until the instance follows these shards and has caught up with them."""
+
+        def holds() -> bool:
+            return all(shard in self.followed and self.followed[shard].caught_up for shard in shards)
+
+        await self._heard.until(f"{shards} are followed to the end, not {self.followed}", holds, WAIT_S)
+
+    async def wait_followed_to(self, shard: int, offset: int) -> None:
+        """Until the instance has read a shard up to an offset."""
+
+        def holds() -> bool:
+            return shard in self.followed and self.followed[shard].position.offset >= offset
+
+        await self._heard.until(f"shard {shard} is followed to {offset}", holds, WAIT_S)
+
+    async def wait_unfollowed(self, shard: int) -> Unfollowed:
+        """How the last follower of a shard has ended by itself."""
+
+        def found() -> list[Unfollowed]:
+            return [unfollowed for unfollowed in self.unfollowed if unfollowed.shard == shard]
+
+        await self._heard.until(f"shard {shard} is not followed any more", lambda: bool(found()), WAIT_S)
+        return found()[-1]
+
+    async def wait_called(self, shard: int, times: int) -> None:
+        """Until a shard was asked for so often that is not served."""
+        what = f"shard {shard} was asked for {times} times, not {self.called}"
+        await self._heard.until(what, lambda: self.called[shard] >= times, WAIT_S)
+
+    async def wait_told(self, id: int | str) -> list[Any]:
+        """What came of an operation."""
+        await self._heard.until(f"operation {id!r} is answered", lambda: id in self.told, WAIT_S)
+        return self.told.pop(id)
 
     async def wait_lost(self, shard: int) -> Lost:
         """How the shard's newest ownership ended."""

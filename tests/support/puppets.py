@@ -18,9 +18,12 @@ from rekindle.actors.frames import (
     ASSIGN,
     CALL,
     CONTROLLER,
+    FOLLOW,
+    FOLLOWED,
     HELLO,
     LOST,
     PROTOCOL,
+    RELEASE,
     SERVING,
     TABLE,
     WELCOME,
@@ -49,13 +52,14 @@ class Owning(NamedTuple):
 
 @dataclass(eq=False)
 class Puppet:
-    """An instance, and what it said of its assignments."""
+    """An instance, and what it said of its assignments. warm: what it follows and has caught up with."""
 
     name: str
     address: str
     strings: Connection
     serving: set[Owning] = field(default_factory=set[Owning])
     lost: dict[Owning, str] = field(default_factory=dict[Owning, str])
+    warm: set[int] = field(default_factory=set[int])
 
 
 class Script:
@@ -86,7 +90,13 @@ class Script:
                         self._learn(shard, Floor(*position))
                     case [kind, shard, number, reason, _, position, _] if kind == LOST:
                         puppet.lost[Owning(shard, number)] = reason
+                        puppet.warm.discard(shard)  # it begins to follow anew
                         self._learn(shard, Floor(*position))
+                    case [kind, followed] if kind == FOLLOWED:
+                        for shard, position, caught_up in followed:
+                            if caught_up:
+                                puppet.warm.add(shard)
+                            self._learn(shard, Floor(*position))
                     case _:
                         pass
 
@@ -104,11 +114,23 @@ class Script:
         for shard in shards:
             self._numbers += 1
             self.owners[shard] = (to, self._numbers)
+            to.warm.discard(shard)
             orders.append([shard, self._numbers, self._floors.get(shard, Floor()), False, []])
         await to.strings.send(frame(ASSIGN, _TERM, orders))
         table = self._next_table()
         for puppet in self.puppets:
             await puppet.strings.send(table)
+
+    async def release(self, puppet: Puppet) -> None:
+        """Have it give up what it still takes for its own and somebody else was given since."""
+        newest = {shard: number for shard, (_, number) in self.owners.items()}
+        old = [owning for owning in puppet.serving - puppet.lost.keys() if owning.number < newest[owning.shard]]
+        await puppet.strings.send(frame(RELEASE, _TERM, old))
+
+    async def follow(self, puppet: Puppet, shards: Sequence[int]) -> None:
+        """Have it follow these shards, as far as it does not own them, and no others."""
+        followed = [[shard, self._floors.get(shard, Floor())] for shard in shards]
+        await puppet.strings.send(frame(FOLLOW, _TERM, followed))
 
     def _next_table(self) -> bytes:
         self._version += 1
@@ -127,6 +149,16 @@ class Script:
         """Until it has given all of these up, without having been told."""
         what = f"{puppet.name} gives up {owned}"
         await self._watch.until(what, lambda: all(owning in puppet.lost for owning in owned), STEP_MAX_S)
+
+    async def wait_warm(self, puppet: Puppet, shards: Sequence[int]) -> None:
+        """Until it follows all of these and has caught up with them since it has lost them."""
+        owned = [owning for owning in puppet.serving if owning.shard in shards]
+        what = f"{puppet.name} has caught up with {shards}"
+        await self._watch.until(
+            what,
+            lambda: puppet.warm.issuperset(shards) and all(owning in puppet.lost for owning in owned),
+            STEP_MAX_S,
+        )
 
 
 @dataclass(slots=True)

@@ -82,6 +82,7 @@ class Client:
         self.peers: dict[str, Peer] = {}
         self.calls: dict[int, Call] = {}
         self.parked: list[Call] = []
+        self.pausing: dict[Call, asyncio.TimerHandle] = {}
         self.sessions: dict[tuple[str, int], Session] = {}
         self.retried = 0
         self.last_error = "no instance is known yet"
@@ -182,9 +183,12 @@ class Client:
         """Send it again, a little later each time."""
         self.retried += 1
         pause, call.pause = call.pause, min(call.pause * 2, RETRY_MAX_S)
-        asyncio.get_running_loop().call_later(pause, self._resend, call)
+        self.pausing[call] = asyncio.get_running_loop().call_later(pause, self._resend, call)
 
     def _resend(self, call: Call) -> None:
+        pause = self.pausing.pop(call, None)
+        if pause is not None:
+            pause.cancel()
         if not call.future.done() and not self._closing:
             self._route(call)
 
@@ -219,13 +223,17 @@ class Client:
         self.on_table(table)
 
     def on_table(self, table: Table) -> None:
-        """A newer table: what had nowhere to go may go now."""
+        """A newer table: what had nowhere to go may go now, and so may what waits to be sent to somebody else."""
         if table.version > self.table.version:
-            self.table = table
+            before, self.table = self.table, table
             self._missing_since = None
             parked, self.parked = self.parked, []
-            for call in parked:
+            for call in (*parked, *(call for call in self.pausing if self._has_moved(call, before))):
                 self._resend(call)
+
+    def _has_moved(self, call: Call, before: Table) -> bool:
+        where = (call.hosted.name, call.shard)
+        return self.table.owner(*where) != before.owner(*where)
 
     def on_gone(self, peer: Peer) -> None:
         """What was in flight is sent again, to whoever owns its shard then, as suspect: one of these may have killed it."""
@@ -283,9 +291,13 @@ class Client:
             call.future.set_result(value)
 
     def _on_moved(self, call: Call, address: str | None, assignment: int) -> None:
-        call.peer = None
+        answered, call.peer = call.peer, None
         call.unsure = True  # whoever lost a shard does not know what becomes of its last appends
-        if address is not None and self.table.learn(call.hosted.name, call.shard, Route(address, assignment)):
+        if address is not None:
+            self.table.learn(call.hosted.name, call.shard, Route(address, assignment))
+        route = self.table.owner(call.hosted.name, call.shard)
+        # At once, but never to whoever has just sent it away: so it goes in no circle that the table does not know.
+        if route is not None and route.assignment >= assignment and answered and answered.address != route.address:
             self.retried += 1
             self._route(call)
         else:

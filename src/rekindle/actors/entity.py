@@ -180,13 +180,13 @@ class HandlerType:
     function: Callable[..., Any]
     is_command: bool
     is_async: bool
-    arguments: Callable[[ArgsKwargs], tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: Callable[[ArgsKwargs | list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     returns: TypeAdapter[Any] | None
 
     def arguments_of(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the handler takes them. Raises `WrongArguments`: what was expected and what came."""
         try:
-            return self.arguments(ArgsKwargs(tuple(args), kwargs))
+            return self.arguments(ArgsKwargs(tuple(args), kwargs) if kwargs else args)
         except ValidationError as error:
             raise WrongArguments(f"{self.name}: {_in_one_line(error)}") from error
 
@@ -337,7 +337,7 @@ def _handler(cls: type[Entity], handler: Handler[Any, Any, Any]) -> HandlerType:
     )
 
 
-def _checker(function: Any) -> Callable[[ArgsKwargs], Any]:
+def _checker(function: Any) -> Callable[[ArgsKwargs | list[Any]], Any]:
     """Pydantic's check of a function's arguments (its own types know classes only)."""
     return TypeAdapter(function).validator.validate_python
 

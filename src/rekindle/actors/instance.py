@@ -308,10 +308,7 @@ class Instance:
                 self._release(*order)
 
     def _on_tell(self, link: Link, term: int, id: Any, operation: Any, args: Any) -> None:
-        if not (isinstance(id, int | str) and isinstance(operation, str) and isinstance(args, dict)):
-            raise BadFrame(
-                f"expected an id, an operation and its arguments, got {id!r:.80}, {operation!r:.80}, {args!r:.80}"
-            )
+        _check_tell(id, operation, args)
         self.control_term = max(self.control_term, term)
         self.keeper.tell(link, term, id, operation, args)
 
@@ -430,6 +427,13 @@ def _check_call(call: Any, session: bytes, number: Any, key: Any) -> None:
     ):
         raise BadFrame(
             f"expected a call, a number (0 without a session) and a key, got {call!r:.80}, {number!r:.80} and {key!r:.80}"
+        )
+
+
+def _check_tell(id: Any, operation: Any, args: Any) -> None:
+    if not (isinstance(id, int | str) and isinstance(operation, str) and isinstance(args, dict)):
+        raise BadFrame(
+            f"expected an id, an operation and its arguments by name, got {id!r:.80}, {operation!r:.80} and {args!r:.80}"
         )
 
 

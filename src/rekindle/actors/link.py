@@ -22,6 +22,7 @@ LARGE_FRAME_BYTES: Final = 4_096
 """After a frame of this size others get their turn: the log works on its commands while the next frame is read."""
 
 ANSWERS_MAX: Final = 256
+"""Answers in one frame: few enough that the client works on the first while this process packs the next."""
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX // 4
 """Limit of one answer; a query that gives more has failed."""
 
@@ -100,22 +101,15 @@ class Link:
         answers, self.answers = self.answers, []
         self.waiting_bytes = 0
         yield from frames
-        for part in _parts(answers):
-            yield frame(ANSWER, part)
+        for start in range(0, len(answers), ANSWERS_MAX):
+            yield from _frames(answers[start : start + ANSWERS_MAX])
 
 
-def _parts(answers: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    """The answers in groups that fit a frame, and few enough that the client works on one while we pack the next."""
-    part: list[tuple[int, bytes]] = []
-    size = 0
-    for answer in answers:
-        size += len(answer[1]) + _ANSWER_OVERHEAD
-        if part and (size > FRAME_BYTES_MAX // 2 or len(part) >= ANSWERS_MAX):
-            yield part
-            part, size = [], len(answer[1])
-        part.append(answer)
-    if part:
-        yield part
-
-
-_ANSWER_OVERHEAD: Final = 16
+def _frames(answers: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """The answers as one frame; as several if they are large."""
+    if len(answers) > 1 and sum(len(payload) for _, payload in answers) > FRAME_BYTES_MAX // 2:
+        middle = len(answers) // 2
+        yield from _frames(answers[:middle])
+        yield from _frames(answers[middle:])
+    else:
+        yield frame(ANSWER, answers)

@@ -172,6 +172,11 @@ class Owner:
                 except AppendRefused as error:
                     self._start_again(error)
             raise LogUnavailable(f"{self.partition}: the log refused appends of {TAKEOVERS_MAX} takeovers")
+        except LogTruncated as error:
+            if self.around.retention and error.found > error.expected:
+                self.reason = f"behind: another owner's snapshots have made superfluous what it has not read ({error})"
+            else:
+                self._give_up(error)
         except RekindleError as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - our bug, or the log's: a shard that nobody serves must be heard of
@@ -202,6 +207,8 @@ class Owner:
 
     async def _own(self, on_serving: Callable[[Owner], None]) -> None:
         shard = self.shard
+        if self._follower is not None and self.assignment.suspect:
+            self._follower.end()  # an instance died of what is read here: from now on it is read by name (`feed`)
         claimed = await self._claim(shard)
         if not await self._inherit(shard, claimed):
             await self._load_snapshot(shard)
@@ -247,10 +254,7 @@ class Owner:
     async def _inherit(self, shard: Shard, claimed: int) -> bool:
         """Go on with what a follower of the shard has in memory here, own claim included; whether there is such a one."""
         follower, self._follower = self._follower, None
-        if follower is None:
-            return False
-        # What an instance died of is read by name (`feed`), so not by the follower.
-        replica = await follower.hand_over(0 if self.assignment.suspect else claimed + 1)
+        replica = await follower.hand_over(0 if self.assignment.suspect else claimed + 1) if follower else None
         if replica is None:
             return False
         shard.fold, shard.entities, shard.since_snapshot = replica.fold, replica.entities, replica.since_snapshot
@@ -362,14 +366,23 @@ class Owner:
                 f"{self.partition}: outcome of an append of {len(batch)} records is unknown, claiming again: {error}"
             )
             base = -1
-        if shard.phase is not Phase.OWNING:
+        if shard.phase is not Phase.OWNING or (base >= 0 and shard.appended(base)) or self._gives_way():
             return
         if base < 0:
             await self._resolve_doubt(shard)
-        elif not shard.appended(base):
+        else:
             self.around.count("gap")
             await self._read(shard, base + len(batch))
             shard.settle()
+
+    def _gives_way(self) -> bool:
+        """Somebody else may have written, and the controller has named a newer owner: that will have been it. To look first
+        would keep those who wait here from going there; and a shard may be given up at any time."""
+        route = self.around.route(self.assignment.shard)
+        if route is None or route.assignment <= self.assignment.number:
+            return False
+        self.stop(f"fenced by assignment {route.assignment}, which is at {route.address}")
+        return True
 
     async def _append(self, batch: list[Keyed]) -> int:
         try:

@@ -52,12 +52,11 @@ from rekindle.events import (
 from rekindle.events.records import (
     BARRIER,
     COMMAND,
-    MARK,
     NO_SESSION,
     SNAPSHOTTED,
-    VERSION,
     build,
     encode_claim,
+    encode_head,
     with_events,
 )
 
@@ -278,18 +277,17 @@ class Shard:
     def _commit(self, request: Request, active: Active, emitted: list[bytes], outcome: bytes) -> None:
         entity = active.entity
         version = 0 if emitted and entity._gone else active.version + len(emitted)  # pyright: ignore[reportPrivateUsage]
-        _, call, session, number, low, key, *_ = request
+        session, number, low, key = request.session, request.number, request.low, request.key
         sequence = self.sequence + 1
-        fields = (COMMAND, self.term, sequence, self.time, session, number, low, key, version, outcome, None)
-        place = key.encode()
-        value = with_events(pack((MARK, VERSION, *fields)), emitted)
+        fields: Any = (COMMAND, self.term, sequence, self.time, session, number, low, key, version, outcome, None, [])
+        commit = build(Commit, fields)
+        place, value = key.encode(), with_events(encode_head(commit), emitted)
         if len(place) + len(value) > self.record_bytes_max:
             self._refuse_large(request, active, emitted, len(place) + len(value))
             return
         self.sequence = active.last = sequence
         self.outcomes[session, number] = outcome
-        commit = build(Commit, (*fields, []))
-        self.staged.append(build(Staged, (commit, (place, value), request.sink, call)))
+        self.staged.append(build(Staged, (commit, (place, value), request.sink, request.call)))
         if emitted:
             self.entities.executed(key, active, value, version)
         if len(self.staged) == 1:  # else the edge has been woken, or is awake
@@ -432,10 +430,10 @@ class Shard:
         if self.wants_barrier:
             self._stage_mark(BARRIER, "")
         size = 0
-        while self.staged and len(self.flight) < BATCH_RECORDS_MAX:
+        for _ in range(min(len(self.staged), BATCH_RECORDS_MAX)):
             key, value = self.staged[0].keyed
             size += len(key or b"") + len(value or b"") + _RECORD_OVERHEAD
-            if self.flight and size > BATCH_BYTES_MAX:
+            if size > BATCH_BYTES_MAX and self.flight:
                 break
             self.flight.append(self.staged.popleft())
         return [staged.keyed for staged in self.flight]

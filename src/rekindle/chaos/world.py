@@ -157,7 +157,6 @@ class World:
         await self.weather.make_up(FAULTS_MIN)
         self.note("=", "quiet")
         self.weather.end()
-        self.ensure_controllers()
         await self._operate()
         await self._until(lambda: self.acknowledged >= ACKNOWLEDGED_MIN, "too few commands are acknowledged")
         self.note("=", "end")
@@ -173,7 +172,8 @@ class World:
         await LogStore(self.log, APP, create=True).open()
         for _ in range(NODES):
             self.weather.add_node()
-        self.ensure_controllers()
+        for _ in range(CANDIDATES):
+            self._start_controller()
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         until = self.loop.time() + HEAL_MAX_S
@@ -204,18 +204,17 @@ class World:
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
         return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
 
-    def ensure_controllers(self) -> None:
-        """Somebody is to lead, and somebody to stand by. One that is stopped may wake up: it counts."""
-        while len(self.controllers) < CANDIDATES:
-            self._names += 1
-            process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
-            self.controllers.append(process)
-            process.at_death.append(partial(self._replace_controller, process))
-            process.start(self._lead(process))
+    def _start_controller(self) -> None:
+        """Somebody is to lead, and somebody to stand by: for each of the two that dies there will be another."""
+        self._names += 1
+        process = self.cluster.process(f"controller-{self._names}", self._chance.choice(sorted(self.cluster.up)))
+        self.controllers.append(process)
+        process.at_death.append(partial(self._replace_controller, process))
+        process.start(self._lead(process))
 
     def _replace_controller(self, process: Process) -> None:
         self.controllers.remove(process)
-        self.loop.call_later(self._chance.random() * NEW_CONTROLLER_S, self.ensure_controllers)
+        self.loop.call_later(NEW_CONTROLLER_S * (0.1 + self._chance.random()), self._start_controller)
 
     async def _lead(self, process: Process) -> None:
         reason = "a bug"

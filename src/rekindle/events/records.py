@@ -79,6 +79,7 @@ build: Final[Callable[..., Any]] = cast(Any, tuple).__new__
 """`build(T, fields)` is `T(*fields)` for a named tuple T, without the detour through its Python constructor: a few of them
 are made for every command, and one for every record of a replay."""
 
+_OURS: Final = (MARK, VERSION)
 _NO_EVENTS: Final = b"\x90"
 _ONE_EVENT: Final = b"\x91"
 _PAIR: Final = b"\x92"
@@ -91,7 +92,7 @@ def encode_claim(claim: Claim) -> bytes:
 
 def encode_head(commit: Commit) -> bytes:
     """The first half of a commit's value; `with_events` adds the other."""
-    return pack((MARK, VERSION, *commit[:-1]))
+    return pack(_OURS + commit[:-1])
 
 
 def with_events(head: bytes, events: list[bytes]) -> bytes:
@@ -122,6 +123,7 @@ def encode(record: Claim | Commit) -> bytes:
 
 def decode(value: bytes | None) -> Record:
     """What a value in the log is. Raises `NewerRecord` and `LogDamaged`."""
+    head: list[Any]
     try:
         head, events = unpack(value)  # type: ignore[arg-type]
         ours = type(head) is list and head[0] == MARK
@@ -131,22 +133,9 @@ def decode(value: bytes | None) -> Record:
         return Stranger(len(value or b""))
     try:
         if len(head) == _COMMIT_FIELDS:
-            _, version, kind, term, sequence, time, session, number, low, entity, entity_version, reply, trace = head
-            if version == VERSION and COMMAND <= kind <= SNAPSHOTTED:
-                fields = (
-                    kind,
-                    term,
-                    sequence,
-                    time,
-                    session,
-                    number,
-                    low,
-                    entity,
-                    entity_version,
-                    reply,
-                    trace,
-                    events,
-                )
+            _, form, kind, term, sequence, time, session, number, low, entity, version, reply, trace = head
+            if form == VERSION and COMMAND <= kind <= SNAPSHOTTED:
+                fields = (kind, term, sequence, time, session, number, low, entity, version, reply, trace, events)
                 return build(Commit, fields)  # type: ignore[no-any-return]
         return _decode_rest(head[1], head[2], head)
     except (ValueError, TypeError, IndexError) as error:

@@ -89,8 +89,9 @@ def place(
 ) -> Placement:
     """Give an owner to every shard whose owner is gone, then fill in missing standbys. Nothing else changes.
 
-    An orphan goes to its first open standby, one without to the open seat with the least load per capacity. weights: the
-    load of each shard, any unit (None: all alike). standbys: wanted per shard. pinned: shards that stay as they are.
+    An orphan goes to its first open standby, one without to the open seat that has the least load per capacity with it.
+    weights: the load of each shard, in any unit (None: all alike). standbys: wanted per shard. pinned: shards that stay
+    as they are. A shard that has all its copies is not looked at: `current` is taken to have no two of them on one node.
     """
     board = _Board(current, seats, weights, standbys, pinned)
     board.mend()
@@ -109,8 +110,8 @@ def balance(
     """`place`, then at most `moves_max` shards change their owner and at most as many standbys change their seat.
 
     First closed seats give up what they own, as far as an open one can take it; then hot seats give to cool ones. A
-    shard moves to one of its standbys where that helps: the two change places, and nobody replays. Its result, put back
-    in with all else equal, comes to rest: then nothing moves any more.
+    shard moves to one of its standbys where that helps: the two change places, and nobody replays. Called again with what
+    it answered, it comes to rest: from then on nothing moves until the seats or the weights change.
     """
     board = _Board(current, seats, weights, standbys, pinned)
     board.mend()
