@@ -21,6 +21,9 @@ from rekindle.supervisors import Node
 START_MS: Final = (300, 2_000)
 REPLAY_MS: Final = (20, 400)
 FOLLOW_MS: Final = (100, 1_000)
+STALL_MS: Final = 70_000
+"""A replay that stalls takes so long: longer than the deadline of a step."""
+
 NOTICE_MS: Final = 1_500
 """After this time the cluster, too, knows that a node is gone."""
 
@@ -96,6 +99,7 @@ class Cluster:
     claims: dict[Key, tuple[int, str]] = field(default_factory=dict[Key, tuple[int, str]])
     closed: set[Key] = field(default_factory=set[Key])
     poison: set[Key] = field(default_factory=set[Key])
+    stalled: set[Key] = field(default_factory=set[Key])
     suspected: list[str] = field(default_factory=list[str])
     slow: list[str] = field(default_factory=list[str])
     effects: Counter[tuple[Any, ...]] = field(default_factory=Counter[tuple[Any, ...]])
@@ -153,7 +157,9 @@ class Cluster:
             other.serving.pop(shard, None)
             other.replaying.pop(shard, None)
         is_warm = puppet.following.pop(shard, self.now_ms + 1) <= self.now_ms
-        puppet.replaying[shard] = number, self.now_ms + (1 if is_warm else self.random.randint(*REPLAY_MS))
+        took_ms = STALL_MS if key in self.stalled else 1 if is_warm else self.random.randint(*REPLAY_MS)
+        self.stalled.discard(key)
+        puppet.replaying[shard] = number, self.now_ms + took_ms
 
     def _follow(self, puppet: Puppet, shards: Sequence[int]) -> None:
         puppet.following = {
@@ -293,11 +299,16 @@ class Cluster:
         """The replay of a shard kills whoever runs it, from its next owner on."""
         self.poison.add(self._key(which))
 
+    def stall(self, which: int) -> None:
+        """The next replay of a shard takes very long."""
+        self.stalled.add(self._key(which))
+
     def calm(self, which: int) -> None:
         """Nothing fails any more, and all that was lost is there again."""
         self.fails_share = 0.0
         self.closed.clear()
         self.poison.clear()
+        self.stalled.clear()
         for _ in range(len(self.away)):
             self.regain_node(0)
 

@@ -17,9 +17,8 @@ from typing import Any, Final, cast
 from rekindle.actors import Floor, Host, Rejected
 from rekindle.actors.frames import TABLE, parse
 from rekindle.supervisors import Supervisor, controller, on_exit
-from rekindle.supervisors.control import DEATHS_MAX
-from rekindle.supervisors.decided import Running
-from rekindle.supervisors.incidents import Evidence, Kind, Signal, begin, grown, home_of
+from rekindle.supervisors.decided import Counted, Gone, Running
+from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
 from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
@@ -174,9 +173,18 @@ class Leader:
         for ward in self.wards.values():
             if ward.running.node not in listed:
                 ward.die("its node is gone", Signal.NODE_GONE)
+        self._notice_gone(listed)
         for service in sorted({service for (service, _), until in self.hold_until.items() if until <= self.now_ms}):
             self.decide("disturb", service)
         self.hold_until = {key: until for key, until in self.hold_until.items() if until > self.now_ms}
+
+    def _notice_gone(self, listed: set[str]) -> None:
+        """What was taken for the death of instances was that of their node."""
+        incidents = self.ledger.control.open_incidents()
+        died_on = {node for incident in incidents for node in incident.deaths}
+        for node in sorted(died_on - listed - {node for incident in incidents for node in incident.gone}):
+            text = f"node {node} is gone"
+            self._notice(Evidence(at_ms=self.now_ms, signal=Signal.NODE_GONE, text=text, node=node))
 
     def _on_started(self, starting: Starting, error: str | None) -> None:
         self.starting.pop(starting.name, None)
@@ -219,12 +227,14 @@ class Leader:
             if self._is_being_stopped(ward.incarnation):
                 self.decide("stopped", ward.incarnation, ward.dead)
                 continue
-            self.decide("gone", ward.incarnation, ward.dead, ward.puppet.died_replaying, [], ward.signal)
-            number = self._notice(self._evidence(ward, ward.signal, ward.dead or ""))
-            if self.ledger.control.incidents[number].kind in OWN_FAULT:
-                self._count_exit(ward.running.service, number)
+            died_in = ward.puppet.died_replaying
+            gone = Gone(incarnation=ward.incarnation, reason=ward.dead, replaying=died_in, signal=ward.signal)
+            incident = self._with(self._evidence(ward, ward.signal, ward.dead))
+            counted, stop = Counted(restarts=self.ledger.control.restarts), list[str]()
+            if incident.kind in OWN_FAULT:
+                counted, stop = self._count(ward.running.service)
+            self.decide("bury", gone, incident, counted, stop)
             self.cluster.kill(ward.incarnation)
-            self._notice_poison(ward.running.service)
 
     def _is_being_stopped(self, incarnation: str) -> bool:
         return any(
@@ -233,12 +243,14 @@ class Leader:
             for _, _, step in plan.steps()
         )
 
-    def _notice(self, evidence: Evidence) -> int:
+    def _notice(self, evidence: Evidence) -> None:
+        self.decide("notice", self._with(evidence))
+
+    def _with(self, evidence: Evidence) -> Incident:
         control = self.ledger.control
         ground = ground_of(control, self._sight())
         home = home_of(evidence, control.open_incidents(), ground)
-        incident = begin(0, evidence, ground) if home is None else grown(home, evidence, ground)
-        return int(self.decide("notice", incident))
+        return begin(0, evidence, ground) if home is None else grown(home, evidence, ground)
 
     def _evidence(self, ward: Sighted, signal: Signal, text: str) -> Evidence:
         running = ward.running
@@ -253,23 +265,16 @@ class Leader:
             zone=zone,
         )
 
-    def _count_exit(self, service: str, incident: int | None) -> None:
+    def _count(self, service: str) -> tuple[Counted | None, list[str]]:
         control, now_ms = self.ledger.control, self.now_ms
         verdict = on_exit(self.root, control.restarts, service, abnormal=True, now_ms=now_ms, chance=self.chance)
         if verdict.is_final:
             delay_ms = round(self.root.backoff.max_s * 1000)
-            self.decide("count_restarts", control.restarts, {service: now_ms + delay_ms}, incident, [])
-        elif verdict.by is None:
-            self.decide("retire", service)
-        else:
-            held = dict.fromkeys(verdict.start, now_ms + verdict.delay_ms) if verdict.delay_ms else {}
-            self.decide("count_restarts", verdict.history, held, incident, verdict.stop)
-
-    def _notice_poison(self, service: str) -> None:
-        for shard, owned in enumerate(self.ledger.control.services[service]):
-            if owned.deaths >= DEATHS_MAX and owned.refused is None:
-                text = f"poison: its replay was running at the death of {owned.deaths} instances"
-                self._notice(Evidence(at_ms=self.now_ms, signal=Signal.POISON, text=text, service=service, shard=shard))
+            return Counted(restarts=control.restarts, held={service: now_ms + delay_ms}), []
+        if verdict.by is None:
+            return None, []
+        held = dict.fromkeys(verdict.start, now_ms + verdict.delay_ms) if verdict.delay_ms else {}
+        return Counted(restarts=verdict.history, held=held), verdict.stop
 
     def _notice_slow(self) -> None:
         for name in self.cluster.slow:
@@ -327,8 +332,13 @@ class Leader:
             }
             self.decide("advance", plan.id, changes, places)
             if self.ledger.control.plans[plan.id].standing is Standing.FAILED:
-                for service in plan.services:
-                    self._count_exit(service, None)
+                self._on_failed(plan.services)
+
+    def _on_failed(self, services: Sequence[str]) -> None:
+        for service in services:
+            counted, _ = self._count(service)
+            if counted is not None:
+                self.decide("count_restarts", counted.restarts, counted.held, None, [])
 
     # --- acting ----------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from rekindle.events import Event
 from rekindle.supervisors import Control, Supervisor
-from rekindle.supervisors.control import INCIDENTS_KEPT, PLANS_KEPT, SAYINGS_KEPT
+from rekindle.supervisors import control as kept
 from rekindle.supervisors.decided import Assigned, Counted, Proposed, Started, Stepped, Stood
 from rekindle.supervisors.incidents import EVIDENCE_MAX
 from rekindle.supervisors.plans import OVER, Enough, NotBefore, Own, Plan, Served, Standing, State, Step, Stop
@@ -131,6 +131,9 @@ class Rules:
     def _may_begin(self, plan: Plan, begun: list[int]) -> None:
         assert plan.id not in self.over, f"plan {plan.id} is over, and begins steps {begun}"
         assert plan.standing is not Standing.PAUSED, f"plan {plan.id} is paused, and begins steps {begun}"
+        for name, seen in plan.basis.items():
+            known = self.control.disturbed.get(name, 0)
+            assert known == seen, f"plan {plan.id} begins {begun}, but {name} was disturbed since it was made"
         over = {phase.name for phase in plan.phases if all(step.state in OVER for step in phase.steps)}
         before: list[str] = []
         number = 0
@@ -211,13 +214,11 @@ class Rules:
 
 
 def _sizes(control: Control) -> Iterator[tuple[str, int, int]]:
-    yield (
-        "plans that are over",
-        sum(not p.is_active for p in control.plans.values()),
-        PLANS_KEPT + len(control.services),
-    )
-    yield "closed incidents", sum(not incident.is_open for incident in control.incidents.values()), INCIDENTS_KEPT
-    yield "sayings", len(control.sayings), SAYINGS_KEPT
+    over = sum(not plan.is_active for plan in control.plans.values())
+    closed = sum(not incident.is_open for incident in control.incidents.values())
+    yield "plans that are over", over, kept.PLANS_KEPT + 2 * len(control.services)
+    yield "closed incidents", closed, kept.INCIDENTS_KEPT
+    yield "sayings", len(control.sayings), kept.SAYINGS_KEPT
     for incident in control.incidents.values():
         yield f"pieces of evidence of incident {incident.id}", len(incident.evidence), EVIDENCE_MAX
 

@@ -40,7 +40,18 @@ from rekindle.supervisors.decided import (
     Stood,
     Suspect,
 )
-from rekindle.supervisors.incidents import CORRELATE_MS, Evidence, Ground, Incident, Kind, Signal, begin, recent
+from rekindle.supervisors.incidents import (
+    CORRELATE_MS,
+    OF_NODES,
+    Evidence,
+    Ground,
+    Incident,
+    Kind,
+    Signal,
+    begin,
+    home_of,
+    recent,
+)
 from rekindle.supervisors.plans import (
     Change,
     Cordon,
@@ -61,9 +72,6 @@ CONTROL: Final = "control"
 KEY: Final = "control"
 DEATHS_MAX: Final = 2
 """A command, or a shard's replay, that was running at the death of this many instances is refused as poison."""
-
-_OF_ITS_NODE: Final = (Signal.SILENT, Signal.NODE_GONE)
-"""What is said of a node, not of what runs on it."""
 
 INSTANCES_MAX: Final = 1_000
 """Of one service: a slip of the hand must not fill a cluster."""
@@ -194,7 +202,7 @@ class Control(Entity):
             return
         if not gone.planned:
             self._disturb(running.service)
-        if gone.signal in _OF_ITS_NODE:
+        if gone.signal in OF_NODES:
             self._note_flap(running.node, gone.at_ms)
         for shard, owned in enumerate(self.services[running.service]):
             if gone.incarnation in owned.standbys:
@@ -314,6 +322,38 @@ class Control(Entity):
                     signal=signal,
                 )
             )
+
+    @command
+    def bury(
+        self, gone: Gone, incident: Incident, counted: Counted | None = None, stop: list[str] | None = None
+    ) -> None:
+        """An instance is dead: what is known of that, the incident that it belongs to (0: a new one), and what its
+        supervisor makes of it: `counted` and `stop` as in `count_restarts`; None: it is not replaced.
+
+        One record: a controller that read the death without the rest would replace the instance, and nobody would ever
+        restart what stands or falls with it, or keep down the shard that has killed it.
+        """
+        running = self.instances.get(gone.incarnation)
+        if running is None:
+            return
+        number = incident.id or self.numbered + 1
+        self.emit(gone.model_copy(update={"at_ms": self.now_ms}))
+        self.emit(Noticed(incident=incident.model_copy(update={"id": number})))
+        if counted is None:
+            self._retire(running.service)
+        else:
+            self._count(counted, number, stop or [])
+        for shard in gone.replaying:
+            self._notice_poison(running.service, shard)
+
+    def _notice_poison(self, service: str, shard: int) -> None:
+        owned = self.services[service][shard]
+        if owned.deaths >= DEATHS_MAX and owned.refused is None:
+            text = f"poison: its replay was running at the death of {owned.deaths} instances"
+            poison = Evidence(at_ms=self.now_ms, signal=Signal.POISON, text=text, service=service, shard=shard)
+            ground = Ground(zones={}, alive=[])
+            if home_of(poison, self.open_incidents(), ground) is None:
+                self.emit(Noticed(incident=begin(self.numbered + 1, poison, ground)))
 
     @command
     def stopped(self, incarnation: str, reason: str) -> None:
@@ -444,7 +484,10 @@ class Control(Entity):
         self, restarts: dict[str, list[int]], held: dict[str, int], incident: int | None, stop: list[str]
     ) -> None:
         """A supervisor restarts: services wait until a time, others are stopped with the one that the incident is about."""
-        self.emit(Counted(restarts=restarts, held=held))
+        self._count(Counted(restarts=restarts, held=held), incident, stop)
+
+    def _count(self, counted: Counted, incident: int | None, stop: list[str]) -> None:
+        self.emit(counted)
         if incident in self.incidents and stop:
             known = self.incidents[incident]
             restart = [*known.restart, *(name for name in stop if name not in known.restart)]
@@ -454,6 +497,9 @@ class Control(Entity):
     @command
     def retire(self, service: str) -> None:
         """An instance that has ended is not replaced."""
+        self._retire(service)
+
+    def _retire(self, service: str) -> None:
         if (wanted := self.wanted.get(service, 0)) > 0:
             self.emit(Scaled(service=service, instances=wanted - 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from rekindle.supervisors.control import KEY, Control
 from rekindle.supervisors.incidents import Evidence, Incident
 from rekindle.supervisors.planning import Planning
 from rekindle.supervisors.plans import Plan
@@ -26,11 +27,13 @@ async def forecast(
     Raises `NotSupposable`, `Unknown`.
     """
     incident, after, delay_ms = suppose(world, *parsed(asked))
+    untried = Control.describe().new(KEY)
+    assert isinstance(untried, Control), f"the control log's entity is a {type(untried).__name__}"
     notes: list[Evidence] = []
     plans: list[Plan] = []
     costs: list[Prediction] = []
     for _ in range(ROUNDS_MAX):
-        found = await planning.answers(incident, after, set(), notes.append)
+        found = await planning.answers(incident, untried, after, set(), notes.append)
         if not found:
             break
         if any(plan.is_own for plan in found):  # as in `Control.propose`: it decides in place of the supervisors

@@ -32,6 +32,13 @@ FLAP_WINDOW_MS: Final = 600_000
 """A node that was taken for dead so often within this time flaps."""
 
 
+OPEN_MAX: Final = 100
+"""Open incidents; evidence that belongs to none of so many is added to the newest one of its sort."""
+
+NAMES_MAX: Final = 10_000
+"""Services, instances, nodes and zones, of each, that an incident keeps."""
+
+
 class Signal(StrEnum):
     """What was noticed."""
 
@@ -84,7 +91,7 @@ class Evidence(BaseModel):
 class Incident(BaseModel):
     """Failures that belong together. changed_ms: of the last evidence. outcome: how it ended; None while it is open.
 
-    deaths: by node, when the last two instances died on it. restart: services that are restarted over it, as their
+    deaths: by node, when the last two instances died on it. gone: nodes that the cluster does not have any more. restart: services that are restarted over it, as their
     supervisors decided, in stop order; restart_ms: what of each of them was started before is to be restarted. marks: when
     what was reached for the first time, by name, for its timeline.
     """
@@ -100,6 +107,7 @@ class Incident(BaseModel):
     nodes: list[str] = []
     zones: list[str] = []
     deaths: dict[str, list[int]] = {}
+    gone: list[str] = []
     restart: list[str] = []
     restart_ms: dict[str, int] = {}
     marks: dict[str, int] = {}
@@ -149,11 +157,22 @@ _APART: Final = frozenset({Signal.ASKED, Signal.POISON, Signal.SLOW, Signal.BUSY
 
 _NO_DEATH: Final = _APART | {Signal.LOG_AWAY}
 
+OF_NODES: Final = frozenset({Signal.SILENT, Signal.NODE_GONE})
+"""What is said of a node, not of what runs on it."""
+
 
 def home_of(evidence: Evidence, open_incidents: Iterable[Incident], ground: Ground) -> Incident | None:
     """The open incident that the evidence belongs to; the newest of several."""
-    fitting = [i for i in open_incidents if i.is_open and _belongs(evidence, i, ground)]
+    known = [incident for incident in open_incidents if incident.is_open]
+    fitting = [incident for incident in known if _belongs(evidence, incident, ground)]
+    if not fitting and len(known) >= OPEN_MAX:
+        fitting = [incident for incident in known if _is_of_sort(evidence, incident)]
     return max(fitting, key=lambda incident: incident.id, default=None)
+
+
+def _is_of_sort(evidence: Evidence, incident: Incident) -> bool:
+    signal = incident.evidence[0].signal
+    return evidence.signal is signal or _APART.isdisjoint({evidence.signal, signal})
 
 
 def _belongs(evidence: Evidence, incident: Incident, ground: Ground) -> bool:
@@ -164,6 +183,8 @@ def _belongs(evidence: Evidence, incident: Incident, ground: Ground) -> bool:
             (e.service, e.incarnation, e.node, e.shard) == same for e in incident.evidence
         )
     if evidence.incarnation and evidence.incarnation in incident.instances:
+        return True
+    if evidence.signal is Signal.NODE_GONE and evidence.node in incident.nodes:  # a cluster may notice late
         return True
     if evidence.at_ms - incident.changed_ms > CORRELATE_MS:
         return False
@@ -200,13 +221,14 @@ def grown(incident: Incident, evidence: Evidence, ground: Ground) -> Incident:
             "nodes": _with(incident.nodes, evidence.node),
             "zones": _with(incident.zones, evidence.zone),
             "deaths": _with_death(incident, evidence),
+            "gone": _with(incident.gone, evidence.node if evidence.signal is Signal.NODE_GONE else ""),
         }
     )
     return bigger.model_copy(update={"kind": kind_of(bigger, ground)})
 
 
 def _with(names: list[str], name: str) -> list[str]:
-    return names if not name or name in names else [*names, name]
+    return names if not name or name in names or len(names) >= NAMES_MAX else [*names, name]
 
 
 def _with_death(incident: Incident, evidence: Evidence) -> dict[str, list[int]]:
@@ -226,8 +248,7 @@ def kind_of(incident: Incident, ground: Ground) -> Kind:
         return Kind.MASS_FAILURE
     if any(_zone_is_lost(zone, lost, ground) for zone in incident.zones):
         return Kind.ZONE_DOWN
-    flapping = [n for n in incident.nodes if len(recent(ground.flaps.get(n, ()), incident.changed_ms)) >= FLAPS_MIN]
-    if flapping:
+    if any(_flaps(incident, node, ground) for node in incident.nodes):
         return Kind.FLAPPING
     if lost:
         return Kind.NODE_DEAD
@@ -236,11 +257,12 @@ def kind_of(incident: Incident, ground: Ground) -> Kind:
 
 def _lost_nodes(incident: Incident, ground: Ground) -> list[str]:
     """Nodes of the incident that are gone: the cluster says so, or its instances died all at once."""
-    gone = {e.node for e in incident.evidence if e.signal is Signal.NODE_GONE}
     return [
         node
         for node in incident.nodes
-        if node in gone or node not in ground.alive or (not ground.running.get(node) and _died_at_once(incident, node))
+        if node in incident.gone
+        or node not in ground.alive
+        or (not ground.running.get(node) and _died_at_once(incident, node))
     ]
 
 
@@ -248,6 +270,13 @@ def _died_at_once(incident: Incident, node: str) -> bool:
     """Whether the last two deaths on a node were one."""
     last = incident.deaths.get(node, ())
     return len(last) == 2 and last[1] - last[0] <= AT_ONCE_MS
+
+
+def _flaps(incident: Incident, node: str, ground: Ground) -> bool:
+    """Whether the node was taken for dead now, and often enough before: this time is counted once, whenever it is noted."""
+    before = [at for at in recent(ground.flaps.get(node, ()), incident.opened_ms) if at < incident.opened_ms]
+    now = any(e.node == node and e.signal in OF_NODES for e in incident.evidence)
+    return now and len(before) + 1 >= FLAPS_MIN
 
 
 def is_mass(lost: Sequence[str], ground: Ground) -> bool:

@@ -23,6 +23,7 @@ from rekindle.supervisors.plans import (
     Stop,
 )
 from rekindle.supervisors.restarts import start_levels
+from rekindle.supervisors.tree import dependencies
 from rekindle.supervisors.world import NodeView, ServiceView, World
 
 DIED_HERE_MS: Final = 15_000
@@ -231,17 +232,21 @@ def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: M
 
 
 def levelled(world: World, names: Iterable[str], phases_of: Callable[[World, ServiceView], list[Phase]]) -> list[Phase]:
-    """The phases of several services, each service's behind those of the services that it needs."""
+    """The phases of several services, each service's behind those that make the services ready that it needs.
+
+    A service is ready when its shards are served. Instances that are replaced and standbys that follow come later, and
+    nobody waits for them.
+    """
     phases: list[Phase] = []
-    last: dict[str, str] = {}
+    needs, ready = dependencies(world.root), dict[str, str]()
     for name in [n for level in start_levels(world.root) for n in level if n in set(names)]:
         service = world.services[name]
-        before = [last[needed] for needed in service.spec.needs if needed in last]
+        before = [ready[needed] for needed in needs[name] if needed in ready]
         for phase in phases_of(world, service):
             phases.append(phase.model_copy(update={"after": before}))
             before = [phase.name]
-        if before:
-            last[name] = before[0]
+            if any(isinstance(step.action, Own | Place) for step in phase.steps):
+                ready[name] = phase.name
     return phases
 
 

@@ -7,21 +7,27 @@ is an incident of its own, and the next policy is asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from rekindle.actors import Host
 from rekindle.events import RekindleError
+from rekindle.supervisors.checks import checked
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
-from rekindle.supervisors.plans import Follow, Own, Perform, Plan, Standing, Start, Stop, is_done
+from rekindle.supervisors.plans import Plan, Standing, is_done
 from rekindle.supervisors.policies import BUILT_IN, Policy, delayed, is_restarted, missing, upkeep
 from rekindle.supervisors.world import World
 
 PLAN_MAX_S: Final = 2.0
 """A user's policy that takes longer is passed over."""
 
-STEPS_MAX: Final = 10_000
+POLICY_REST_MS: Final = 60_000
+"""What goes wrong in a policy is said again after this time, not every time that it is asked."""
+
+TEXT_MAX: Final = 500
+"""Characters that are kept of what went wrong in a policy."""
 
 
 GRAY_REST_MS: Final = 60_000
@@ -35,8 +41,12 @@ NOT_DEATHS: Final = frozenset(
 )
 
 
-class BadPlan(RekindleError):
-    """A policy's plan cannot be carried out; the message says what is wrong with it."""
+class TooSlow(RekindleError):
+    """A policy takes too long."""
+
+
+class PolicyRaised(RekindleError):
+    """A policy has raised something; the message says what."""
 
 
 class Planning:
@@ -45,6 +55,7 @@ class Planning:
     def __init__(self, host: Host, policies: Iterable[Policy] = BUILT_IN) -> None:
         self.host = host
         self.policies = tuple(policies)
+        self._thinking: set[int] = set()
 
     async def plans(self, control: Control, world: World, notice: Callable[[Evidence], Any]) -> list[Plan]:
         """A plan for each incident, and for each service, that has none and needs one."""
@@ -53,9 +64,9 @@ class Planning:
         beside = {plan.incident for plan in active if not plan.services}
         found: list[Plan] = []
         for incident in sorted(control.open_incidents(), key=_urgency):
-            if incident.id in beside:
+            if incident.id in beside or incident.kind is Kind.POLICY_FAILED:
                 continue
-            for plan in await self.answers(incident, world, busy, notice):
+            for plan in await self.answers(incident, control, world, busy, notice):
                 found.append(_finished(plan, control, world, incident.id))
                 busy.update(plan.services)
         for plan in _upkeep(world, busy):
@@ -64,7 +75,12 @@ class Planning:
         return found
 
     async def answers(
-        self, incident: Incident, world: World, busy: set[str], notice: Callable[[Evidence], Any]
+        self,
+        incident: Incident,
+        control: Control,
+        world: World,
+        busy: set[str],
+        notice: Callable[[Evidence], Any],
     ) -> list[Plan]:
         """Plans for the services of an incident that no plan speaks for; a policy may answer for some of them only."""
         plans: list[Plan] = []
@@ -74,7 +90,7 @@ class Planning:
             if incident.services and not left and incident.kind not in BESIDE:
                 break
             restricted = incident if incident.kind in BESIDE else incident.model_copy(update={"services": left})
-            plan = await self._first(restricted, world, taken, notice)
+            plan = await self._first(restricted, control, world, taken, notice)
             if plan is None:
                 break
             plans.append(plan)
@@ -84,36 +100,72 @@ class Planning:
         return plans
 
     async def _first(
-        self, incident: Incident, world: World, taken: set[str], notice: Callable[[Evidence], Any]
+        self,
+        incident: Incident,
+        control: Control,
+        world: World,
+        taken: set[str],
+        notice: Callable[[Evidence], Any],
     ) -> Plan | None:
         known = [world.services[name] for name in incident.services if name in world.services]
         own = [(service.name, policy) for service in known for policy in service.spec.on_failure]
         for service, policy in [*own, *((None, policy) for policy in self.policies)]:
+            is_own = service is not None
             try:
-                plan = await self._ask(policy, incident, world, is_own=service is not None)
+                plan = await self._ask(policy, incident, world) if is_own else policy.plan(incident, world)
             except Exception as error:  # noqa: BLE001 - a policy is the user's code; it must not end the controller
-                text = f"policy {_name_of(policy)}: {type(error).__name__}: {error}"
-                self.host.say(f"{service or 'built in'}: {text}")
-                notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service or ""))
+                self._on_failed(policy, service or "", error, control, world, notice)
                 continue
-            if plan is not None and taken.isdisjoint(plan.services) and _wants_something(plan, world):
-                return plan.model_copy(update={"is_own": service is not None})
+            if plan is None or not taken.isdisjoint(plan.services) or not _wants_something(plan, world):
+                continue
+            if not (is_own and _has_failed(plan, incident, control)):
+                return plan.model_copy(update={"is_own": is_own})
         return None
 
-    async def _ask(self, policy: Policy, incident: Incident, world: World, *, is_own: bool) -> Plan | None:
-        if not is_own:
-            return policy.plan(incident, world)
-        answer: list[Plan | None] = []
+    async def _ask(self, policy: Policy, incident: Incident, world: World) -> Plan | None:
+        """Ask a user's policy, in a thread: it may take its time, but nobody waits for more than `PLAN_MAX_S`.
+
+        A thread cannot be stopped: until it is back its policy is passed over, or one after the other would be stuck.
+        """
+        if id(policy) in self._thinking:
+            raise TooSlow("it was asked before and has not answered yet")
+        answers: list[object] = []
 
         def ask() -> bytes:
-            answer.append(policy.plan(incident, world))
+            self._thinking.add(id(policy))
+            try:
+                answers.append(policy.plan(incident, world))
+            except BaseException as error:  # noqa: BLE001 - a SystemExit that comes out of a thread would end the loop
+                answers.append(error)
+            finally:
+                self._thinking.discard(id(policy))
             return b""
 
-        async with asyncio.timeout(PLAN_MAX_S):
-            await self.host.offload(ask)
-        if answer[0] is not None:
-            check(answer[0], world)
-        return answer[0]
+        try:
+            async with asyncio.timeout(PLAN_MAX_S):
+                await self.host.offload(ask)
+        except TimeoutError:
+            raise TooSlow(f"no answer within {PLAN_MAX_S:g} s") from None
+        if isinstance(answers[0], BaseException):
+            raise PolicyRaised(_in_one_line(answers[0])) from answers[0]
+        return None if answers[0] is None else checked(answers[0], world)
+
+    def _on_failed(
+        self,
+        policy: Policy,
+        service: str,
+        error: Exception,
+        control: Control,
+        world: World,
+        notice: Callable[[Evidence], Any],
+    ) -> None:
+        """What a policy did wrong is an incident of its own; said once for as long as that goes on."""
+        whose = f"policy {_name_of(policy)}: "
+        text = f"{whose}{_in_one_line(error)}"
+        told = [e for i in control.open_incidents() if i.kind is Kind.POLICY_FAILED for e in i.evidence]
+        if not any(e.service == service and e.text.startswith(whose) for e in told):
+            self.host.say(f"{service or 'built in'}: {text}")
+            notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service))
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""
@@ -123,7 +175,8 @@ class Planning:
                 kept = all(_is_kept_down(evidence, world) for evidence in incident.evidence)
                 return "kept down until an operator allows it" if kept else None
             case Kind.POLICY_FAILED:
-                return "the next policy was asked"
+                rested_ms = world.now_ms - incident.changed_ms
+                return "the next policy was asked" if rested_ms > POLICY_REST_MS else None
             case Kind.PLANNED_DRAIN:
                 left = world.on(incident.nodes)
                 done = not left and all(n in world.cordoned or n not in world.nodes for n in incident.nodes)
@@ -162,7 +215,25 @@ def _is_restarted(world: World, incident: Incident) -> bool:
 
 
 def _name_of(policy: Any) -> str:
-    return str(getattr(policy, "name", type(policy).__name__))
+    try:
+        return str(getattr(policy, "name", type(policy).__name__))[:TEXT_MAX]
+    except Exception:  # noqa: BLE001 - the name, too, is the user's code
+        return type(policy).__name__
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What an error says, as it can be kept in the log, whatever that is."""
+    text = " ".join("".join(traceback.format_exception_only(error)).split())
+    return text.encode("utf-8", "replace").decode()[:TEXT_MAX]
+
+
+def _has_failed(plan: Plan, incident: Incident, control: Control) -> bool:
+    """Whether the same policy's plan for this incident has failed before: then it is the next one's turn."""
+    return any(
+        known.standing is Standing.FAILED and known.is_own and known.policy == plan.policy
+        for known in control.plans.values()
+        if known.incident == incident.id
+    )
 
 
 def _finished(plan: Plan, control: Control, world: World, incident: int | None) -> Plan:
@@ -184,50 +255,3 @@ def _upkeep(world: World, busy: set[str]) -> list[Plan]:
 def _wants_something(plan: Plan, world: World) -> bool:
     """Whether not all that it wants is so already: a plan that is done when it begins would be made again and again."""
     return not all(is_done(step, world) for _, _, step in plan.steps())
-
-
-def check(plan: Plan, world: World) -> None:
-    """Raises `BadPlan` if the plan names what is not there, or orders its phases in a circle."""
-    known: set[str] = set()
-    count = 0
-    for phase in plan.phases:
-        unknown = [name for name in phase.after or () if name not in known]
-        if unknown:
-            raise BadPlan(f"phase {phase.name!r} is to come after {unknown}, which do not come before it")
-        known.add(phase.name)
-        count += len(phase.steps)
-        for step in phase.steps:
-            _check_action(step.action, plan, world)
-    if count > STEPS_MAX:
-        raise BadPlan(f"a plan of {count} steps, {STEPS_MAX} are allowed")
-
-
-def _check_action(action: Any, plan: Plan, world: World) -> None:
-    service = getattr(action, "service", None)
-    incarnation = getattr(action, "incarnation", None)
-    if incarnation is not None:
-        if incarnation not in world.instances:
-            raise BadPlan(f"there is no instance {incarnation!r}")
-        service = world.instances[incarnation].service
-    if service is not None and service not in plan.services:
-        raise BadPlan(f"a step is about service {service!r}, the plan speaks for {plan.services}")
-    match action:
-        case Own(moves=moves):
-            _check_moves(service, moves, {to for _, to in moves if to is not None}, world)
-        case Follow(moves=moves):
-            _check_moves(service, moves, {name for _, names in moves for name in names}, world)
-        case Start(node=node) if node not in world.nodes:
-            raise BadPlan(f"there is no node {node!r}")
-        case Stop() | Perform() | _:
-            pass
-
-
-def _check_moves(service: Any, moves: Iterable[tuple[int, Any]], targets: Iterable[str], world: World) -> None:
-    shards = len(world.services[service].shards)
-    wrong = [number for number, _ in moves if not 0 <= number < shards]
-    if wrong:
-        raise BadPlan(f"{service} has shards 0 to {shards - 1}, not {wrong}")
-    instances: Mapping[str, Any] = world.instances
-    strangers = [name for name in targets if name not in instances or instances[name].service != service]
-    if strangers:
-        raise BadPlan(f"{strangers} are no instances of {service}")

@@ -8,7 +8,7 @@ be done to get there: doing one twice is doing it once.
 Invariants:
 - A step runs only in a phase whose predecessors are over, and only if its guards hold (or an operator forced it).
 - A step that is blocked says why, and which verb would unblock it.
-- A plan ends: every step has a deadline and `ATTEMPTS_MAX` attempts.
+- A plan ends: every step has a deadline and `ATTEMPTS_MAX` attempts, and again as many when an operator says `retry`.
 """
 
 from __future__ import annotations
@@ -187,15 +187,16 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending:
 
 class Step(BaseModel):
     """One thing that is to be true. result: what an operation gave. forced: an operator let it start without its guards.
-    began_ms: when it ran first; since_ms: when it came into its state. forgiven: attempts before an operator's `retry`, which count no more; their numbers are not used again, for whoever
-    acts has acted for them."""
+    began_ms: when it ran first; since_ms: when it came into its state. attempt: counted on for as long as the step lives,
+    so that each one has a name of its own; attempts_max: the last.
+    """
 
     action: Action
     guards: list[Guard] = []
     deadline_s: float = STEP_DEADLINE_S
     state: State = State.PENDING
     attempt: int = 0
-    forgiven: int = 0
+    attempts_max: int = ATTEMPTS_MAX
     began_ms: int = 0
     since_ms: int = 0
     why: str = ""
@@ -274,13 +275,14 @@ class Change(NamedTuple):
 
 
 def changed(step: Step, change: Change, now_ms: int) -> Step:
-    """The step after a change."""
+    """The step after a change. One that is to begin again has all its attempts again."""
+    allowed = change.attempt + ATTEMPTS_MAX if change.state is State.PENDING else step.attempts_max
     again = change.state is not step.state or change.attempt != step.attempt
     return step.model_copy(
         update={
             "state": change.state,
             "attempt": change.attempt,
-            "forgiven": change.attempt if change.state is State.PENDING else step.forgiven,
+            "attempts_max": allowed,
             "why": change.why,
             "began_ms": step.began_ms or (now_ms if change.state is State.RUNNING else 0),
             "since_ms": now_ms if again else step.since_ms,
@@ -352,7 +354,7 @@ def _finish(number: int, step: Step, world: World, failures: Failures) -> Change
         failure = f"not done within {step.deadline_s:g} s"
     if failure is None:
         return None
-    if step.attempt - step.forgiven < ATTEMPTS_MAX:
+    if step.attempt < step.attempts_max:
         return Change(number, State.RUNNING, step.attempt + 1, f"tried again: {failure}")
     return Change(number, State.FAILED, step.attempt, failure)
 

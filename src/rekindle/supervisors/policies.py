@@ -91,7 +91,7 @@ class PromoteStandby:
         names = [n for n in incident.services if n in world.services and _all_have_standbys(world, world.services[n])]
         if incident.kind not in _DEATHS or not names:
             return None
-        return plan_of(self.name, _about(incident), names, levelled(world, names, recover))
+        return plan_of(self.name, _about(incident), names, levelled(world, names, _recovery))
 
 
 def _all_have_standbys(world: World, service: ServiceView) -> bool:
@@ -110,7 +110,7 @@ class Reshuffle:
         if incident.kind not in _DEATHS:
             return None
         names = [n for n in incident.services if n in world.services]
-        return plan_of(self.name, _about(incident), names, levelled(world, names, recover))
+        return plan_of(self.name, _about(incident), names, levelled(world, names, _recovery))
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,11 @@ class MassFreeze:
         return plan_of(self.name, _about(incident), names, levelled(world, names, _at_once))
 
 
+def _recovery(world: World, service: ServiceView) -> list[Phase]:
+    """All that a service needs to be whole, or, while what can wait has to, what cannot."""
+    return _at_once(world, service) if world.frozen else recover(world, service)
+
+
 def _at_once(world: World, service: ServiceView) -> list[Phase]:
     """What cannot wait: orphans to the survivors; a service of which nothing is left has to be started."""
     return own_orphans(world, service) if world.up(service.name) else recover(world, service)
@@ -228,7 +233,7 @@ class QuarantineGray:
 
     def plan(self, incident: Incident, world: World) -> Plan | None:
         """See `Policy`."""
-        if incident.kind is not Kind.GRAY:
+        if incident.kind is not Kind.GRAY or world.frozen:
             return None
         names = [name for name in incident.services if name in world.services]
         phases: list[Phase] = []
@@ -247,7 +252,7 @@ class Drain:
 
     def plan(self, incident: Incident, world: World) -> Plan | None:
         """See `Policy`."""
-        if incident.kind is not Kind.PLANNED_DRAIN:
+        if incident.kind is not Kind.PLANNED_DRAIN or world.frozen:
             return None
         nodes = [node for node in incident.nodes if node in world.nodes]
         cordons = [
@@ -383,9 +388,8 @@ def delayed(plan: Plan, at_ms: int) -> Plan:
 
 def missing(world: World, names: Iterable[str]) -> Plan | None:
     """What these services need to be as they were declared, each behind those that it needs: instances, owners, standbys."""
-    phases_of = _at_once if world.frozen else recover
-    needy = [name for name in names if phases_of(world, world.services[name])]
-    return plan_of("upkeep", f"{', '.join(needy)}: what is missing", needy, levelled(world, needy, phases_of))
+    needy = [name for name in names if _recovery(world, world.services[name])]
+    return plan_of("upkeep", f"{', '.join(needy)}: what is missing", needy, levelled(world, needy, _recovery))
 
 
 def upkeep(world: World, name: str) -> Plan | None:

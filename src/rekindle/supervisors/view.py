@@ -107,8 +107,10 @@ def _behind(shard: int, owner: Ward | None, standby: Ward | None) -> int | None:
 def ground_of(control: Control, sight: Sight) -> Ground:
     """What patterns of failures are seen against."""
     running: dict[str, int] = {}
-    for instance in control.instances.values():
-        running[instance.node] = running.get(instance.node, 0) + 1
+    for name, instance in control.instances.items():
+        ward = sight.wards.get(name)
+        if ward is not None and ward.dead is None:
+            running[instance.node] = running.get(instance.node, 0) + 1
     related: dict[str, list[str]] = {}
     for service in sight.root.services():
         for needed in service.needs:
