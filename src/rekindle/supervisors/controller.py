@@ -142,7 +142,10 @@ class Controller:
             for shard, owned in enumerate(self._owned(service.name)):
                 if owned.refused is not None:  # whoever starts a controller has had a look
                     await self.decisions.decide("refuse", service.name, shard, None)
-        self.nodes = await self.cluster.nodes()
+        try:
+            self.nodes = await self.cluster.nodes()
+        except RekindleError as error:  # shards move to survivors without it; starting has to wait
+            self.host.say(f"the cluster does not answer: {error}")
         for incarnation, running in tuple(self.decisions.control.instances.items()):
             self.watch(incarnation, running)
         await asyncio.gather(*(ward.wait_ready(ADOPT_MAX_S) for ward in self.wards.values()))

@@ -50,7 +50,7 @@ class Decisions:
         if not serving.done():
             raise NotLeading(f"{self.name} could not claim the control log: {owner.reason}")
         self._owner, self._ended = owner, ended
-        self._session = session_name(host.now_ms(), self.name.encode()[-8:])
+        self._session = session_name(self.now_ms(), self.name.encode()[-8:])
 
     def now_ms(self) -> int:
         """The time, going on from the log's: what one controller has written down as a time means the same to the next,

@@ -17,6 +17,7 @@ from rekindle.supervisors.plans import (
     Phase,
     Place,
     Plan,
+    Ready,
     Served,
     Start,
     Step,
@@ -194,7 +195,8 @@ def mend(world: World, service: ServiceView) -> list[Phase]:
     """Orphans to the survivors at once, instances replaced; shards of which nothing survives wait for the new ones."""
     starting = replace(world, service)
     waiting = service.unserved() and not world.up(service.name) and (starting or world.of(service.name))
-    placing = [Phase(name=f"place {service.name}", steps=[Step(action=Place(service=service.name))])]
+    step = Step(action=Place(service=service.name), guards=[Ready(service=service.name)])
+    placing = [Phase(name=f"place {service.name}", steps=[step])]
     return [*own_orphans(world, service), *starting, *(placing if waiting else [])]
 
 

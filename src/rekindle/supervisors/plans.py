@@ -158,16 +158,25 @@ class NotBefore(BaseModel):
     at_ms: int
 
 
+class Ready(BaseModel):
+    """An instance of the service is up."""
+
+    when: Literal["ready"] = "ready"
+    service: str
+
+
 class LogThere(BaseModel):
     """The log can be reached."""
 
     when: Literal["log"] = "log"
 
 
-Guard: TypeAlias = Annotated[Served | Enough | NotBefore | LogThere, Field(discriminator="when")]
+Guard: TypeAlias = Annotated[Served | Enough | NotBefore | Ready | LogThere, Field(discriminator="when")]
 
 
-def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending: Collection[str] = ()) -> str | None:
+def why_not(
+    guard: Served | Enough | NotBefore | Ready | LogThere, world: World, ending: Collection[str] = ()
+) -> str | None:
     """Why the step may not start yet; None if it may. ending: instances that are being stopped, and are still seen up."""
     match guard:
         case Served(service=name):
@@ -178,6 +187,8 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World, ending:
             return f"{len(left)} instances of {name} would be left, {least} must stay" if len(left) < least else None
         case NotBefore(at_ms=at_ms):
             return f"{at_ms - world.now_ms} ms to wait" if world.now_ms < at_ms else None
+        case Ready(service=name):
+            return None if world.up(name) else f"no instance of {name} is up"
         case LogThere():
             return None if world.log_there else "the log is away"
 
@@ -370,7 +381,7 @@ def _begin(number: int, step: Step, world: World, ending: Collection[str]) -> Ch
     return Change(number, State.RUNNING, step.attempt + 1)
 
 
-def _blocked(guard: Served | Enough | NotBefore | LogThere, number: int, reason: str) -> str:
+def _blocked(guard: Served | Enough | NotBefore | Ready | LogThere, number: int, reason: str) -> str:
     if isinstance(
         guard, NotBefore
     ):  # the same words for as long as it lasts: a record for each millisecond helps nobody

@@ -118,7 +118,7 @@ def ground_of(control: Control, sight: Sight) -> Ground:
             related.setdefault(needed, []).append(service.name)
     return Ground(
         zones={node.name: node.zone for node in sight.nodes},
-        alive=[node.name for node in sight.nodes],
+        alive=[node.name for node in sight.nodes] or list(running),  # where the cluster has not answered yet
         running=running,
         flaps=dict(control.flaps),
         related=related,
