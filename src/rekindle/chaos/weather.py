@@ -86,7 +86,7 @@ class Weather:
         self.world.cluster.away_until = 0.0
         for process in self.world.processes():
             process.set_pace(0)
-        self.world.operate(self._tidy_up)
+        self.world.operate(self.tidy_up)
 
     @property
     def count(self) -> int:
@@ -216,7 +216,7 @@ class Weather:
         self._later(fault, lambda: self.world.operate(_resumed))
         return self.world.operate(lambda control: [("pause", [plan.id]) for plan in control.active_plans()])
 
-    def _tidy_up(self, control: Control) -> list[Verb]:
+    def tidy_up(self, control: Control) -> list[Verb]:
         """As it was declared: all nodes may be used, nothing is paused."""
         uncordoned: list[Verb] = [("uncordon", [node]) for node in sorted(control.cordoned)]
         return [*uncordoned, *_resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]

@@ -285,6 +285,7 @@ class World:
             for controller in tuple(self.controllers):
                 controller.kill()
             await asyncio.sleep(LATE_S)
+            self.operate(self.weather.tidy_up)
 
     async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:
         store = LogStore(self.log, APP)
