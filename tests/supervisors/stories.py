@@ -215,5 +215,7 @@ class Story:
 
     def tell(self, last: int = 40) -> str:
         """The last records, for people."""
-        lines = [f"{r.at_ms:>9} {r.command:14} {event!r:.300}" for r in self.log.records[-last:] for event in r.events()]
+        lines = [
+            f"{r.at_ms:>9} {r.command:14} {event!r:.300}" for r in self.log.records[-last:] for event in r.events()
+        ]
         return "\n".join(["", *lines])

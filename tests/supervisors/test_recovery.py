@@ -133,5 +133,6 @@ def test_the_rules_hold_and_all_becomes_whole_again(story: Story) -> None:
     try:
         run(main())
     except BaseException:
-        with open("/tmp/story.txt", "w") as f: f.write(story.tell(400))
+        with open("/tmp/story.txt", "w") as f:
+            f.write(story.tell(400))
         raise
