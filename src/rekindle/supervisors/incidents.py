@@ -274,7 +274,8 @@ def _died_at_once(incident: Incident, node: str) -> bool:
 
 def _flaps(incident: Incident, node: str, ground: Ground) -> bool:
     """Whether the node was taken for dead now, and often enough before: this time is counted once, whenever it is noted."""
-    before = [at for at in recent(ground.flaps.get(node, ()), incident.opened_ms) if at < incident.opened_ms]
+    known = recent(ground.flaps.get(node, ()), incident.opened_ms)
+    before = [at for at in known if incident.opened_ms - at > CORRELATE_MS]
     now = any(e.node == node and e.signal in OF_NODES for e in incident.evidence)
     return now and len(before) + 1 >= FLAPS_MIN
 
