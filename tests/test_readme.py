@@ -75,3 +75,10 @@ def test_both_commands_are_in_the_makefile() -> None:
     named = set(re.findall(r"`?make ([a-z]+)", README))
     assert named, "the README names no make target"
     assert named <= targets, f"the README names {named - targets}, which the Makefile does not have"
+
+
+def test_what_its_other_blocks_import_is_there() -> None:
+    imports = [line for block in blocks("python")[1:] for line in block.splitlines() if line.startswith("from ")]
+    assert imports
+    for line in imports:
+        exec(line)

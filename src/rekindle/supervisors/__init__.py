@@ -13,7 +13,10 @@ from rekindle.supervisors.controller import Controller
 from rekindle.supervisors.decisions import NotLeading
 from rekindle.supervisors.discovery import decided, leader, seeds
 from rekindle.supervisors.hosting import ControllerThread, InstanceThread, Launch, load, opened
+from rekindle.supervisors.incidents import Incident, Kind
 from rekindle.supervisors.operators import Operator
+from rekindle.supervisors.plans import Own, Perform, Phase, Plan, Start, Step, Stop
+from rekindle.supervisors.policies import CoordinatedRestart, Policy, PromoteStandby, Replace, Reshuffle
 from rekindle.supervisors.processes import ProcessCluster
 from rekindle.supervisors.restarts import History, Verdict, on_exit, start_levels
 from rekindle.supervisors.tree import (
@@ -31,6 +34,7 @@ from rekindle.supervisors.tree import (
     Supervisor,
     check_tree,
 )
+from rekindle.supervisors.world import World
 
 __all__ = [
     "ONE_FOR_ALL",
@@ -46,21 +50,36 @@ __all__ = [
     "Control",
     "Controller",
     "ControllerThread",
+    "CoordinatedRestart",
     "DeclarationError",
     "History",
+    "Incident",
     "InstanceThread",
+    "Kind",
     "Launch",
     "Node",
     "NotLeading",
     "Operator",
+    "Own",
+    "Perform",
+    "Phase",
+    "Plan",
+    "Policy",
     "ProcessCluster",
+    "PromoteStandby",
+    "Replace",
+    "Reshuffle",
     "Restart",
     "Service",
     "SpawnFailed",
     "Spawned",
+    "Start",
+    "Step",
+    "Stop",
     "Strategy",
     "Supervisor",
     "Verdict",
+    "World",
     "check_tree",
     "control_log",
     "decided",
