@@ -92,7 +92,7 @@ async def test_a_call_goes_at_once_to_whoever_it_is_sent_to() -> None:
     async with running(TALLY, log := GatedLog()) as stage:
         client, call, here = await asked(stage, log)
         client.on_answer(call, outcomes.moved(ELSEWHERE, here.assignment + 1))
-        assert (call.peer, call in client.pausing) == (client.peers[ELSEWHERE], False)
+        assert (call.peer, call in client.sent_away) == (client.peers[ELSEWHERE], False)
         log.gate.set()
 
 
@@ -102,7 +102,7 @@ async def test_a_call_goes_at_once_to_whom_the_client_knows_better() -> None:
         client, call, here = await asked(stage, log)
         client.table.learn("tally", 0, Route(ELSEWHERE, here.assignment + 1))
         client.on_answer(call, outcomes.moved(None, here.assignment + 1))
-        assert (call.peer, call in client.pausing) == (client.peers[ELSEWHERE], False)
+        assert (call.peer, call in client.sent_away) == (client.peers[ELSEWHERE], False)
         log.gate.set()
 
 
@@ -113,7 +113,7 @@ async def test_a_call_pauses_before_it_goes_to_where_it_came_from(later: int) ->
     async with running(TALLY, log := GatedLog()) as stage:
         client, call, here = await asked(stage, log)
         client.on_answer(call, outcomes.moved(None if later > 0 else here.address, here.assignment + later))
-        assert (call.peer, call in client.pausing) == (None, True)
+        assert (call.peer, call in client.sent_away) == (None, True)
         log.gate.set()
 
 
@@ -124,7 +124,7 @@ async def test_what_pauses_goes_on_when_its_shard_is_known_to_have_moved() -> No
         client.on_answer(call, outcomes.moved(None, here.assignment))
         other = client.table.owner("tally", 1)
         client.on_table(Table((TERM + 1, 0), {"tally": [here, other]}))
-        assert call in client.pausing, "it would go where it came from"
+        assert call in client.sent_away, "it would go where it came from"
         client.on_table(Table((TERM + 1, 1), {"tally": [Route(ELSEWHERE, here.assignment + 1), other]}))
-        assert (call.peer, call in client.pausing) == (client.peers[ELSEWHERE], False)
+        assert (call.peer, call in client.sent_away) == (client.peers[ELSEWHERE], False)
         log.gate.set()

@@ -82,7 +82,7 @@ class Client:
         self.peers: dict[str, Peer] = {}
         self.calls: dict[int, Call] = {}
         self.parked: list[Call] = []
-        self.pausing: dict[Call, asyncio.TimerHandle] = {}
+        self.sent_away: dict[Call, asyncio.TimerHandle] = {}
         self.sessions: dict[tuple[str, int], Session] = {}
         self.retried = 0
         self.last_error = "no instance is known yet"
@@ -179,14 +179,14 @@ class Client:
         self.parked.append(call)
         self._ask()
 
-    def _again(self, call: Call) -> None:
+    def _again(self, call: Call) -> asyncio.TimerHandle:
         """Send it again, a little later each time."""
         self.retried += 1
         pause, call.pause = call.pause, min(call.pause * 2, RETRY_MAX_S)
-        self.pausing[call] = asyncio.get_running_loop().call_later(pause, self._resend, call)
+        return asyncio.get_running_loop().call_later(pause, self._resend, call)
 
     def _resend(self, call: Call) -> None:
-        pause = self.pausing.pop(call, None)
+        pause = self.sent_away.pop(call, None)
         if pause is not None:
             pause.cancel()
         if not call.future.done() and not self._closing:
@@ -223,12 +223,12 @@ class Client:
         self.on_table(table)
 
     def on_table(self, table: Table) -> None:
-        """A newer table: what had nowhere to go may go now, and so may what waits to be sent to somebody else."""
+        """A newer table: what had nowhere to go may go now, also what was sent away by one who did not know where."""
         if table.version > self.table.version:
             before, self.table = self.table, table
             self._missing_since = None
             parked, self.parked = self.parked, []
-            for call in (*parked, *(call for call in self.pausing if self._has_moved(call, before))):
+            for call in (*parked, *(call for call in self.sent_away if self._has_moved(call, before))):
                 self._resend(call)
 
     def _has_moved(self, call: Call, before: Table) -> bool:
@@ -302,7 +302,7 @@ class Client:
             self._route(call)
         else:
             self._ask()
-            self._again(call)
+            self.sent_away[call] = self._again(call)
 
     def _on_busy(self, call: Call, waiting: int, limit: int) -> None:
         call.peer = None
