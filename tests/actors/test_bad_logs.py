@@ -298,7 +298,7 @@ async def test_a_log_that_refuses_every_append_loses_its_owner() -> None:
         lost = await stage.controller.wait_lost(0)
         assert (lost.error, lost.reason) == (
             "LogUnavailable",
-            "LogUnavailable: app.tally/0: the log refused appends of 3 takeovers",
+            "LogUnavailable: app.tally/0: 3 takeovers came to nothing, see what was said before",
         )
         with pytest.raises(RekindleError):
             await call

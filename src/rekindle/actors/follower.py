@@ -121,7 +121,7 @@ class Follower:
             except LogUnavailable:
                 self.around.count("log_unavailable")
             except LogTruncated:
-                if not await self._is_trimmed():
+                if not (self.hosted.retention and await self.replica.replay.is_trimmed()):
                     raise
                 self.caught_up = self._loaded = False
                 self.replica = self._new_replica()
@@ -147,14 +147,6 @@ class Follower:
             while True:
                 await replay.next(reader)
                 self._look()
-
-    async def _is_trimmed(self) -> bool:
-        """Whether the log begins behind this reader, because its owner needs no more of it than there is (retention)."""
-        try:
-            start = (await self.around.log.bounds(self.replica.partition)).start
-        except LogUnavailable:
-            return self.hosted.retention  # to begin anew does no harm
-        return self.hosted.retention and start > self.replica.replay.offset
 
 
 class Following:

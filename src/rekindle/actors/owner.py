@@ -4,6 +4,7 @@
     an append fails   -> doubt: claim again, read to the claim, go on (rule 4)
     a gap             -> read it, go on (rule 3)
     refused for good  -> discard the state, take over again (design, section 5), `TAKEOVERS_MAX` times
+    trimmed meanwhile -> the same: what is missing is in a snapshot
 
 It gives up, and says why, when it is fenced, when the log is damaged, truncated or newer than this build, and when the
 log stays away for `LOG_AWAY_MAX_S`.
@@ -179,13 +180,15 @@ class Owner:
                     )
                     return
                 except AppendRefused as error:
-                    self._start_again(error)
-            raise LogUnavailable(f"{self.partition}: the log refused appends of {TAKEOVERS_MAX} takeovers")
-        except LogTruncated as error:
-            if self.around.retention and error.found > error.expected:
-                self.reason = f"behind: another owner's snapshots have made superfluous what it has not read ({error})"
-            else:
-                self._give_up(error)
+                    self.around.count("append_refused")
+                    self._start_again("the log refused an append", error)
+                except LogTruncated as error:
+                    if not (self.around.retention and await self._replay.is_trimmed()):
+                        raise
+                    self._start_again("the log was trimmed meanwhile", error)
+            raise LogUnavailable(
+                f"{self.partition}: {TAKEOVERS_MAX} takeovers came to nothing, see what was said before"
+            )
         except RekindleError as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - our bug, or the log's: a shard that nobody serves must be heard of
@@ -200,10 +203,9 @@ class Owner:
         self.reason = f"{type(error).__name__}: {error}"
         self.around.say(f"{self.partition}: gave up: {self.reason}")
 
-    def _start_again(self, error: AppendRefused) -> None:
-        """The log will never take what was run: nothing of it was answered, so forget it and read what is true."""
-        self.around.count("append_refused")
-        self.around.say(f"{self.partition}: the log refused an append, state discarded: {error}")
+    def _start_again(self, what: str, error: LogError) -> None:
+        """What was run is not in the log, and nothing of it was answered: forget it, and read what is true."""
+        self.around.say(f"{self.partition}: {what}, state discarded: {error}")
         self.shard.stop()
         self.shard = self._new_shard()
 

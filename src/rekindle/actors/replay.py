@@ -23,6 +23,7 @@ from rekindle.events import (
     Fold,
     LogDamaged,
     LogTruncated,
+    LogUnavailable,
     Partition,
     Reader,
     SnapshotError,
@@ -147,6 +148,14 @@ class Replay:
             raise LogDamaged(f"{where} is not what any owner writes: {error!r}") from error
         if fold.strangers > strangers:
             self.on_strangers(fold.strangers - strangers, f"from offset {entries[0].offset} to {entries[-1].offset}")
+
+    async def is_trimmed(self) -> bool:
+        """Whether the log begins behind where it is to be read on. With retention that is nothing strange: there are
+        snapshots from which to begin anew; so it is taken for that while nobody can tell."""
+        try:
+            return (await self.log.bounds(self.partition)).start > self.offset
+        except LogUnavailable:
+            return True
 
     def check_floor(self) -> None:
         """At the end: raises `LogTruncated` if it came before the floor."""

@@ -365,6 +365,7 @@ class LogStore:
         with _translated(LogError):
             if self._next_reading is None:
                 self._next_reading = asyncio.get_running_loop().create_task(self._read_next())
+                self._next_reading.add_done_callback(_hear)
             await asyncio.shield(self._next_reading)
         return _readable(self._known.get(partition, {}).values())
 
@@ -421,6 +422,12 @@ class LogStore:
             known.pop(int(offset), None)
         else:
             known[int(offset)] = entry.value
+
+
+def _hear(reading: asyncio.Task[None]) -> None:
+    """Whoever has asked for it may be gone: asyncio would complain of a failure that nobody heard of."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _index_key(pointer: Pointer) -> bytes:
