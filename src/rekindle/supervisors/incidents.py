@@ -260,7 +260,9 @@ def _lost_nodes(incident: Incident, ground: Ground) -> list[str]:
     return [
         node
         for node in incident.nodes
-        if node in incident.gone or node not in ground.alive or (not ground.running.get(node) and _died_at_once(incident, node))
+        if node in incident.gone
+        or node not in ground.alive
+        or (not ground.running.get(node) and _died_at_once(incident, node))
     ]
 
 
