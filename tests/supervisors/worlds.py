@@ -72,8 +72,8 @@ def after(plan: Plan, changes: Iterable[Change], now_ms: int) -> Plan:
 
 def evidence(signal: Signal, instance: str = "", node: str = "", at_ms: int = 10_000, **fields: Any) -> Evidence:
     """One thing that was noticed, by default of an instance on a node."""
-    whose = {"service": instance[:1], "zone": NODES.get(node, "")}
-    return Evidence(at_ms=at_ms, signal=signal, text=str(signal), incarnation=instance, node=node, **whose | fields)
+    usual = {"text": str(signal), "service": instance[:1], "zone": NODES.get(node, "")}
+    return Evidence(at_ms=at_ms, signal=signal, incarnation=instance, node=node, **usual | fields)
 
 
 def ground(alive: Iterable[str] = NODES, zones: Mapping[str, str] = NODES, **fields: Any) -> Ground:

@@ -25,7 +25,7 @@ from rekindle.supervisors.plans import (
 )
 from rekindle.supervisors.restarts import start_levels
 from rekindle.supervisors.tree import dependencies
-from rekindle.supervisors.world import NodeView, ServiceView, World
+from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, World
 
 DIED_HERE_MS: Final = 15_000
 """A cluster may need this long to notice that a node is gone: until then its other nodes are preferred for a start."""
@@ -230,7 +230,21 @@ def restart(world: World, stop: Sequence[str], start: Sequence[str], since_ms: M
             Phase(name=f"start {name}", steps=steps),
             Phase(name=f"serve {name}", steps=[Step(action=Place(service=name))]),
         ]
+        world = with_starts(world, phases[-2:])
     return phases
+
+
+def with_starts(world: World, phases: Iterable[Phase]) -> World:
+    """The world with what these phases will have started: or the first instances of all services would share one node."""
+    starts = [step.action for phase in phases for step in phase.steps if isinstance(step.action, Start)]
+    nodes = world.nodes
+    coming = {
+        f"{start.service} to come {number}": InstanceView(
+            "", start.service, start.node, nodes[start.node].zone, up=False
+        )
+        for number, start in enumerate(starts)
+    }
+    return replace_fields(world, instances={**world.instances, **coming}) if coming else world
 
 
 def levelled(world: World, names: Iterable[str], phases_of: Callable[[World, ServiceView], list[Phase]]) -> list[Phase]:
@@ -244,7 +258,9 @@ def levelled(world: World, names: Iterable[str], phases_of: Callable[[World, Ser
     for name in [n for level in start_levels(world.root) for n in level if n in set(names)]:
         service = world.services[name]
         before = [ready[needed] for needed in needs[name] if needed in ready]
-        for phase in phases_of(world, service):
+        added = phases_of(world, service)
+        world = with_starts(world, added)
+        for phase in added:
             phases.append(phase.model_copy(update={"after": before}))
             before = [phase.name]
             if any(isinstance(step.action, Own | Place) for step in phase.steps):

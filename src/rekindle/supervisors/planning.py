@@ -161,7 +161,7 @@ class Planning:
     ) -> None:
         """What a policy did wrong is an incident of its own; said once for as long as that goes on."""
         whose = f"policy {_name_of(policy)}: "
-        text = f"{whose}{_in_one_line(error)}"
+        text = whose + (_writable(str(error)) if isinstance(error, RekindleError) else _in_one_line(error))
         told = [e for i in control.open_incidents() if i.kind is Kind.POLICY_FAILED for e in i.evidence]
         if not any(e.service == service and e.text.startswith(whose) for e in told):
             self.host.say(f"{service or 'built in'}: {text}")
@@ -222,9 +222,13 @@ def _name_of(policy: Any) -> str:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """What an error says, as it can be kept in the log, whatever that is."""
-    text = " ".join("".join(traceback.format_exception_only(error)).split())
-    return text.encode("utf-8", "replace").decode()[:TEXT_MAX]
+    """What an error says, whatever that is."""
+    return _writable("".join(traceback.format_exception_only(error)))
+
+
+def _writable(text: str) -> str:
+    """In one line, and as it can be kept in the log."""
+    return " ".join(text.split()).encode("utf-8", "replace").decode()[:TEXT_MAX]
 
 
 def _has_failed(plan: Plan, incident: Incident, control: Control) -> bool:

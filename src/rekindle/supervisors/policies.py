@@ -411,7 +411,7 @@ def upkeep(world: World, name: str) -> Plan | None:
 
 
 def _surplus(world: World, service: ServiceView) -> list[InstanceView]:
-    """The instances above those that are wanted: those with the fewest shards, on the fullest nodes, go first."""
+    """The instances above those that are wanted: slow ones go first, then those on the fullest nodes with the fewest shards."""
     there = [i for i in world.up(service.name) if i.node not in world.cordoned]
     extra = len(there) - service.wanted
     loads: dict[str | None, int] = {}
@@ -420,5 +420,5 @@ def _surplus(world: World, service: ServiceView) -> list[InstanceView]:
     crowd: dict[str, int] = {}
     for instance in there:
         crowd[instance.node] = crowd.get(instance.node, 0) + 1
-    ranked = sorted(there, key=lambda i: (-crowd[i.node], loads.get(i.name, 0), i.name))
+    ranked = sorted(there, key=lambda i: (not i.slow, -crowd[i.node], loads.get(i.name, 0), i.name))
     return ranked[: max(0, extra)]
