@@ -228,9 +228,10 @@ class Leader:
                 self.decide("stopped", ward.incarnation, ward.dead)
                 continue
             died_in = ward.puppet.died_replaying
-            gone = Gone(incarnation=ward.incarnation, reason=ward.dead, replaying=died_in, signal=ward.signal)
-            incident = self._with(self._evidence(ward, ward.signal, ward.dead))
-            counted, stop = Counted(restarts=self.ledger.control.restarts), list[str]()
+            gone = Gone(incarnation=ward.incarnation, reason=ward.dead or "", replaying=died_in, signal=ward.signal)
+            incident = self._with(self._evidence(ward, ward.signal, ward.dead or ""))
+            counted: Counted | None = Counted(restarts=self.ledger.control.restarts)
+            stop = list[str]()
             if incident.kind in OWN_FAULT:
                 counted, stop = self._count(ward.running.service)
             self.decide("bury", gone, incident, counted, stop)

@@ -149,8 +149,8 @@ class Story:
             case "pause" if plans:
                 say("pause", plans[which % len(plans)])
             case "retry" | "skip" | "force" if plans:
-                plan = control.plans[plans[which % len(plans)]]
-                say(verb, plan.id, 1 + which % len([*plan.steps()]))
+                chosen = control.plans[plans[which % len(plans)]]
+                say(verb, chosen.id, 1 + which % len([*chosen.steps()]))
             case _:
                 pass
 

@@ -290,7 +290,7 @@ def test_what_is_wrong_with_a_policy_is_told_and_the_next_one_is_asked() -> None
     told, _ = dry_run(stock_on(on_failure=[Broken(), Elsewhere()]), "node-dead:a")
     assert told.notes == [
         "policy broken: KeyError: <Kind.NODE_DEAD: 'node-dead'>",
-        "policy elsewhere: BadPlan: there is no node 'moon'",
+        "policy elsewhere: there is no node 'moon'",
     ]
     assert [plan.policy for plan in told.plans] == ["reshuffle"]
 

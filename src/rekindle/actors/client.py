@@ -316,7 +316,7 @@ class Client:
             self._route(call)
         else:
             self._ask()
-            self.sent_away[call] = self._again(call)
+            self._again(call)
 
     def _on_busy(self, call: Call, waiting: int, limit: int) -> None:
         call.peer = None
