@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -75,7 +75,7 @@ sizes = st.fixed_dictionaries(
 )
 
 
-def sized(tree: Supervisor, chosen: Sequence[dict[str, object]]) -> Supervisor:
+def sized(tree: Supervisor, chosen: Sequence[dict[str, Any]]) -> Supervisor:
     """The same tree, with services of these sizes."""
     left = list(chosen)
 

@@ -25,7 +25,8 @@ AT = 20_000
 
 
 def service(name: str, **fields: Any) -> Service:
-    return Service(name, Tally, **{"shards": 3, "instances": 2, **fields})
+    usual: dict[str, Any] = {"shards": 3, "instances": 2}
+    return Service(name, Tally, **usual | fields)
 
 
 def tree(*children: Any, **fields: Any) -> Supervisor:
