@@ -82,7 +82,7 @@ def sized(tree: Supervisor, chosen: Sequence[dict[str, Any]]) -> Supervisor:
     def walk(child: Child) -> Child:
         if isinstance(child, Supervisor):
             return replace(child, children=[walk(below) for below in child.children])
-        return replace(child, **left.pop())  # type: ignore[arg-type]
+        return replace(child, **left.pop())
 
     grown = walk(tree)
     assert isinstance(grown, Supervisor)
