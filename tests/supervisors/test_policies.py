@@ -24,6 +24,7 @@ from rekindle.supervisors.plans import (
     Phase,
     Place,
     Plan,
+    Ready,
     Refuse,
     Served,
     Start,
@@ -468,7 +469,7 @@ def test_instances_that_are_too_many_give_their_shards_away_and_then_end() -> No
 def test_a_restart_that_has_to_wait_is_a_start_that_has_to_wait() -> None:
     plan = delayed(plan_for_cold_start(), 12_345)
     assert [step.guards for step in phase(plan, "replace a").steps] == [[NotBefore(at_ms=12_345)]]
-    assert phase(plan, "place a").steps[0].guards == []
+    assert phase(plan, "place a").steps[0].guards == [Ready(service="a")]
 
 
 def plan_for_cold_start() -> Plan:
