@@ -321,6 +321,26 @@ async def test_an_owner_does_not_wait_for_a_follower_that_stands_still(monkeypat
 
 
 @in_loop
+async def test_an_owner_whose_follower_was_left_behind_by_retention_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "HAND_OVER_MAX_S", 0.0)
+    log, store = GatedLog(), await directory(tmp_path)
+    hosted, held = replace(TALLY, retention=True), HeldLog(log)
+    async with owner_and_standby(log, seen_by_standby=held, store=store, hosted=hosted) as (owner, standby):
+        await follow_to_the_end(owner, standby)
+        position = standby.controller.followed[0].position
+        held.gate.clear()
+        total = 0
+        while (await log.bounds(owner.partition())).start <= position.offset:
+            total = await add(owner, 1)
+            await owner.snapshots()
+        await standby.take(0, floor=owner.owner().position)
+        assert standby.heard("app.tally/0: the log was trimmed meanwhile, state discarded")
+        assert await add(standby, 1) == total + 1
+
+
+@in_loop
 async def test_the_tail_of_a_suspect_shard_is_read_by_name() -> None:
     async with owner_and_standby(GatedLog()) as (owner, standby):
         await follow_to_the_end(owner, standby)

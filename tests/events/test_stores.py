@@ -5,6 +5,7 @@ is needed is deleted. Method: every test runs on every store; `damage` breaks a 
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -356,6 +357,29 @@ def test_a_log_that_fails_is_a_store_that_fails() -> None:
             await store.pointers(SHARD)
 
     run_virtually(main())
+
+
+def test_a_reading_whose_askers_are_gone_fails_in_silence() -> None:
+    """asyncio complains of a failure that nobody has heard of, here of a follower that was ended while it asked."""
+    complaints: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        log = SimulatedLog(Random(1))
+        store = LogStore(log, "shop", create=True)
+        await store.open()
+        log.faults = LogFaults(unavailable=1)
+        asking = asyncio.create_task(store.pointers(SHARD))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        with pytest.raises(SnapshotError):
+            await store.pointers(SHARD)
+
+    run_virtually(main())
+    gc.collect()
+    assert complaints == []
 
 
 def test_what_could_not_be_stored_whole_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,11 +112,11 @@ class Follower:
         on_end(self, error)
 
     async def _follow(self) -> None:
-        pause = RETRY_FIRST_S
+        loop, pause = asyncio.get_running_loop(), RETRY_FIRST_S
         while True:
+            began = loop.time()
             try:
                 await self._catch_up()
-                pause = RETRY_FIRST_S
                 await self._stay()
             except LogUnavailable:
                 self.around.count("log_unavailable")
@@ -125,6 +125,8 @@ class Follower:
                     raise
                 self.caught_up = self._loaded = False
                 self.replica = self._new_replica()
+            if loop.time() - began > RETRY_MAX_S:  # it went well for a while
+                pause = RETRY_FIRST_S
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
 
