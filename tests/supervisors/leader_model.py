@@ -222,19 +222,22 @@ class Leader:
 
     def _bury(self) -> None:
         for ward in [ward for ward in self.wards.values() if ward.dead is not None]:
+            reason = ward.dead or ""
             del self.wards[ward.incarnation]
             self.died_on[ward.running.node] = self.now_ms
             if self._is_being_stopped(ward.incarnation):
-                self.decide("stopped", ward.incarnation, ward.dead)
+                self.decide("stopped", ward.incarnation, reason)
                 continue
             died_in = ward.puppet.died_replaying
-            gone = Gone(incarnation=ward.incarnation, reason=ward.dead, replaying=died_in, signal=ward.signal)
-            incident = self._with(self._evidence(ward, ward.signal, ward.dead))
-            counted, stop = Counted(restarts=self.ledger.control.restarts), list[str]()
-            if incident.kind in OWN_FAULT:
-                counted, stop = self._count(ward.running.service)
+            gone = Gone(incarnation=ward.incarnation, reason=reason, replaying=died_in, signal=ward.signal)
+            incident = self._with(self._evidence(ward, ward.signal, reason))
+            of_its_own = incident.kind in OWN_FAULT
+            counted, stop = self._count(ward.running.service) if of_its_own else (self._nothing_counted(), [])
             self.decide("bury", gone, incident, counted, stop)
             self.cluster.kill(ward.incarnation)
+
+    def _nothing_counted(self) -> Counted:
+        return Counted(restarts=self.ledger.control.restarts)
 
     def _is_being_stopped(self, incarnation: str) -> bool:
         return any(

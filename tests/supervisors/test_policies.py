@@ -50,8 +50,8 @@ from rekindle.supervisors.policies import (
     upkeep,
 )
 from rekindle.supervisors.world import World
-from tests.support.inprocess import Tally
 from tests.supervisors.worlds import at, evidence, incident, made, of, where
+from tests.support.inprocess import Tally
 
 CRASH = incident(Kind.INSTANCE_CRASH, evidence(Signal.CLOSED, "a1", "n1"))
 

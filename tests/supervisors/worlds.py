@@ -38,7 +38,8 @@ def where(service: ServiceView, number: int, **fields: Any) -> ServiceView:
 
 def at(name: str, node: str, **fields: Any) -> InstanceView:
     """An instance on a node."""
-    return InstanceView(name, name[0], node, **{"zone": NODES.get(node, ""), **fields})
+    usual: dict[str, Any] = {"zone": NODES.get(node, "")}
+    return InstanceView(name, name[0], node, **usual | fields)
 
 
 def made(
@@ -72,7 +73,7 @@ def after(plan: Plan, changes: Iterable[Change], now_ms: int) -> Plan:
 
 def evidence(signal: Signal, instance: str = "", node: str = "", at_ms: int = 10_000, **fields: Any) -> Evidence:
     """One thing that was noticed, by default of an instance on a node."""
-    usual = {"text": str(signal), "service": instance[:1], "zone": NODES.get(node, "")}
+    usual: dict[str, Any] = {"text": str(signal), "service": instance[:1], "zone": NODES.get(node, "")}
     return Evidence(at_ms=at_ms, signal=signal, incarnation=instance, node=node, **usual | fields)
 
 

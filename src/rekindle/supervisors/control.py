@@ -591,7 +591,7 @@ class Control(Entity):
         return known
 
     def _say_to_step(self, who: str, verb: str, plan: int, step: int, reason: str) -> Step:
-        found = self._say_to_plan(who, verb, plan, f"step {step}: {reason}").step(step)
+        found = self._say_to_plan(who, verb, plan, reason and f"step {step}: {reason}").step(step)
         if found.state in (State.DONE, State.SKIPPED):
             raise NotNow(verb=verb, target=f"step {step}", why=f"it is {found.state}")
         return found
