@@ -438,6 +438,12 @@ def test_standbys_that_are_too_many_follow_no_longer() -> None:
     assert lines(missing(world, ["a"])) == ["follow a: 0->"]
 
 
+def test_one_that_follows_on_the_owners_node_does_not_pass_for_a_standby() -> None:
+    warming = where(of("a", "a1", standbys=1, wanted=3), 0, standbys=("a2",), behind={"a2": 0})
+    world = made(warming, at("a1", "n1"), at("a2", "n1"), at("a3", "n3"))
+    assert lines(missing(world, ["a"])) == ["follow a: 0->a3"]
+
+
 def test_balance_moves_few_shards_warm() -> None:
     world = made(of("a", *["a1"] * 12, wanted=2), at("a1", "n1"), at("a2", "n2"))
     plan = upkeep(world, "a")
