@@ -16,6 +16,7 @@ from rekindle.supervisors.incidents import CORRELATE_MS, Incident, Kind, Signal,
 from rekindle.supervisors.plans import (
     ATTEMPTS_MAX,
     Change,
+    Cordon,
     Follow,
     NoSuchStep,
     NotBefore,
@@ -174,6 +175,21 @@ def test_a_drain_is_an_incident_of_all_services_on_the_node(desk: Desk) -> None:
     drained = desk.control.incidents[desk.run("drain", *ANN, "n1", "z1")]
     assert (drained.kind, drained.nodes, drained.services) == (Kind.PLANNED_DRAIN, ["n1"], ["a"])
     assert drained.evidence[0].text == "ann: it is late"
+
+
+def test_a_drain_that_is_called_off_does_not_go_on(desk: Desk) -> None:
+    drain = desk.run("drain", *ANN, "n1", "z1")
+    plan = desk.propose(Step(action=Cordon(node="n1", reason="x")), service="b", incident=drain)
+    desk.run("uncordon", *ANN, "n1")
+    assert desk.control.incidents[drain].outcome == "called off by ann"
+    assert (desk.standing(plan), desk.standing()) == (Standing.SUPERSEDED, Standing.RUNNING)
+    other = desk.run("drain", *ANN, "n2", "z2")
+    desk.advance(
+        Change(1, State.RUNNING, 1), plan=desk.propose(Step(action=Cordon(node="n1", reason="x")), service="b")
+    )
+    desk.run("uncordon", *ANN, "n1")
+    assert desk.control.cordoned == {}
+    assert desk.control.incidents[other].is_open, "that is another node's"
 
 
 # Plans

@@ -523,11 +523,18 @@ class Control(Entity):
 
     @command
     def uncordon(self, who: str, reason: str, node: str) -> None:
-        """A node may be given something again."""
-        if node not in self.cordoned:
+        """A node may be given something again; a drain of it that goes on is called off."""
+        drains = [i for i in self.open_incidents() if i.kind is Kind.PLANNED_DRAIN and node in i.nodes]
+        if node not in self.cordoned and not drains:
             raise Unknown(what="cordoned node", name=node, known=sorted(self.cordoned))
         self._say(who, "uncordon", node, reason)
-        self.emit(Cordoned(node=node, reason=None))
+        for drain in drains:  # else its policy would cordon the node again
+            self._close(drain, f"called off by {who}")
+            for plan in self.active_plans():
+                if plan.incident == drain.id:
+                    self._stand(plan.id, Standing.SUPERSEDED, f"called off by {who}")
+        if node in self.cordoned:
+            self.emit(Cordoned(node=node, reason=None))
 
     @command
     def allow(self, who: str, reason: str, service: str, shard: int) -> None:
@@ -539,9 +546,11 @@ class Control(Entity):
             if incident.kind is Kind.POISON and any(
                 (e.service, e.shard) == (service, shard) for e in incident.evidence
             ):
-                closed = {"closed_ms": self.now_ms, "outcome": f"allowed by {who}"}
-                self.emit(Noticed(incident=incident.model_copy(update=closed)))
+                self._close(incident, f"allowed by {who}")
         self._refuse(service, shard, None)
+
+    def _close(self, incident: Incident, outcome: str) -> None:
+        self.emit(Noticed(incident=incident.model_copy(update={"closed_ms": self.now_ms, "outcome": outcome})))
 
     @command
     def pause(self, who: str, reason: str, plan: int) -> None:
