@@ -16,7 +16,7 @@ from rekindle.supervisors import Control, Supervisor
 from rekindle.supervisors import control as kept
 from rekindle.supervisors.decided import Assigned, Counted, Proposed, Started, Stepped, Stood
 from rekindle.supervisors.incidents import EVIDENCE_MAX, Kind
-from rekindle.supervisors.plans import OVER, Enough, NotBefore, Own, Plan, Served, Standing, State, Step, Stop
+from rekindle.supervisors.plans import OVER, Enough, NotBefore, Own, Plan, Served, Standing, Start, State, Step, Stop
 from tests.supervisors.ledger import Ledger, Record
 
 OF_OPERATORS: Final = ("retry", "skip")
@@ -170,6 +170,8 @@ class Rules:
             before = [phase.name]
 
     def _guards_hold(self, plan: Plan, number: int, step: Step) -> None:
+        where = step.action.node if isinstance(step.action, Start) else ""
+        assert where not in self.control.cordoned, f"step {number} of plan {plan.id} starts something on {where}"
         name = step.action.incarnation if isinstance(step.action, Stop) else ""
         ending = self.ending.setdefault(plan.id, set())
         for guard in step.guards if not step.forced else ():

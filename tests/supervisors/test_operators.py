@@ -177,6 +177,13 @@ def test_a_drain_is_an_incident_of_all_services_on_the_node(desk: Desk) -> None:
     assert drained.evidence[0].text == "ann: it is late"
 
 
+def test_who_was_to_start_something_on_a_cordoned_node_plans_anew(desk: Desk) -> None:
+    cordon = desk.propose(Step(action=Cordon(node="n1", reason="x")), service="b")
+    before = desk.control.disturbed.get("a", 0)
+    desk.advance(Change(1, State.RUNNING, 1), plan=cordon)
+    assert desk.control.disturbed["a"] == before + 1
+
+
 def test_a_drain_that_is_called_off_does_not_go_on(desk: Desk) -> None:
     drain = desk.run("drain", *ANN, "n1", "z1")
     plan = desk.propose(Step(action=Cordon(node="n1", reason="x")), service="b", incident=drain)

@@ -79,7 +79,7 @@ CASES: Final = {
     "coordinated_restart": Case(
         tree(of("a", on_failure=[CoordinatedRestart()]), of("b", needs=["a"])), fault("crash"), renewed="ab"
     ),
-    "rolling_by_zone": Case(tree(of("a", instances=3)), verbs=verb("roll"), renewed="a"),
+    "rolling_by_zone": Case(tree(of("a", instances=4)), verbs=verb("roll"), renewed="a"),
     "quarantine_poison": Case(tree(of("a")), [*fault("spoil", which=1), *fault("crash", which=1)], renewed="a"),
     "quarantine_gray": Case(tree(of("a", instances=3)), fault("lag")),
     "mass_freeze": Case(tree(of("a", shards=5, instances=8)), fault(*["lose_node"] * 3), nodes=4),

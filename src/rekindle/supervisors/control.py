@@ -53,6 +53,7 @@ from rekindle.supervisors.incidents import (
     recent,
 )
 from rekindle.supervisors.plans import (
+    OVER,
     Change,
     Cordon,
     Follow,
@@ -62,6 +63,7 @@ from rekindle.supervisors.plans import (
     Plan,
     Refuse,
     Standing,
+    Start,
     State,
     Step,
     changed,
@@ -188,6 +190,8 @@ class Control(Entity):
                 self.cordoned = {name: why for name, why in self.cordoned.items() if name != node}
                 if reason is not None:
                     self.cordoned[node] = reason
+                    for service in sorted(self._starting_on(node)):
+                        self._disturb(service)
 
     def _apply_gone(self, gone: Gone) -> None:
         running = self.instances.pop(gone.incarnation, None)
@@ -217,6 +221,15 @@ class Control(Entity):
         """Whether the owner's death leaves the standby: one on the owner's node is none."""
         one, other = self.instances.get(standby), self.instances.get(owner or "")
         return one is None or other is None or one.node != other.node
+
+    def _starting_on(self, node: str) -> set[str]:
+        """The services of plans that are to start something on a node, or do."""
+        return {
+            step.action.service
+            for plan in self.active_plans()
+            for _, _, step in plan.steps()
+            if isinstance(step.action, Start) and step.action.node == node and step.state not in OVER
+        }
 
     def _disturb(self, service: str) -> None:
         self.disturbed[service] = self.disturbed.get(service, 0) + 1
