@@ -232,6 +232,13 @@ def test_a_plan_that_is_over_does_not_go_on(desk: Desk) -> None:
     assert desk.standing(other) is desk.standing(beside) is Standing.RUNNING
 
 
+def test_a_plan_that_does_not_know_what_has_happened_does_not_go_on(desk: Desk) -> None:
+    desk.plan = desk.propose(Step(action=Own(service="a", moves=[(0, "a1")])), basis={"a": 0})
+    desk.run("disturb", "a")
+    desk.begin(1)
+    assert (desk.step(1).state, desk.owners()[0]) == (State.PENDING, (0, None))
+
+
 def test_a_plan_fails_with_the_first_of_its_steps(desk: Desk) -> None:
     desk.advance(Change(1, State.DONE, 1), Change(2, State.FAILED, 3, "not done within 60 s"))
     assert (desk.standing(), desk.control.plans[desk.plan].why) == (Standing.FAILED, "not done within 60 s")

@@ -140,6 +140,7 @@ REAL_ADVANCE: Final = KIND.handlers["advance"].function
 
 def a_disturbed_plan_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(controller, "_why_stale", always(None))
+    patch.setattr(Control, "_is_up_to_date", always(True))
 
 
 def an_orphan_goes_to_the_dead(patch: pytest.MonkeyPatch) -> None:
@@ -266,7 +267,7 @@ PLANTED: Final[dict[Patch, tuple[Case, str]]] = {
     phases_do_not_wait: (CASES["one_for_all"], "began before {'replace a'} were over"),
     a_step_acts_twice: (STALLED, "was taken from a-1.1.2.1 to give it to a-1.1.2.1"),
     a_start_is_carried_out_twice: (CASES["start"], "has started 2 instances in 1 attempts"),
-    a_superseded_plan_goes_on: (SOON, "but a was disturbed since it was made"),
+    a_superseded_plan_goes_on: (SOON, "it never becomes whole"),
     two_plans_speak_for_one_service: (CASES["reshuffle"], "plans 1 and 2 are both about"),
     a_paused_plan_goes_on: (PAUSED, "is paused, and begins steps"),
     a_disturbed_plan_goes_on: (SOON, "but a was disturbed since it was made"),

@@ -434,10 +434,11 @@ class Control(Entity):
     def advance(self, plan: int, changes: list[Change], places: dict[int, list[tuple[int, str | None]]]) -> None:
         """Steps change their states; what those that begin want of the cluster is decided with it, in one record.
 
-        places: of `Place` steps, by number, where the shards are to go. Nothing happens if the plan is not running any more.
+        places: of `Place` steps, by number, where the shards are to go. Nothing happens if the plan is not running any more, or
+        if something has happened that it was not made for: what another plan has just decided, for instance.
         """
         known = self.plans.get(plan)
-        if known is None or known.standing is not Standing.RUNNING:
+        if known is None or known.standing is not Standing.RUNNING or not self._is_up_to_date(known):
             return
         self.emit(Stepped(plan=plan, changes=[(c.step, c.state, c.attempt, c.why) for c in changes], at_ms=self.now_ms))
         for change in changes:
@@ -446,6 +447,9 @@ class Control(Entity):
         standing = standing_of(self.plans[plan])
         if standing is not self.plans[plan].standing:
             self._stand(plan, standing, next((c.why for c in changes if c.state is State.FAILED), ""))
+
+    def _is_up_to_date(self, plan: Plan) -> bool:
+        return all(self.disturbed.get(name, 0) == seen for name, seen in plan.basis.items())
 
     def _carry_out(self, step: Step, places: list[tuple[int, str | None]]) -> None:
         """What is only to be decided; starting, stopping and performing are left to whoever acts."""
