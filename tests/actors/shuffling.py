@@ -133,7 +133,7 @@ class Mover:
 
     def _hear(self, seat: Seat, fields: list[Any]) -> None:
         match fields:
-            case [kind, shard, number, position] if kind == SERVING:
+            case [kind, shard, number, position, *_] if kind == SERVING:
                 self._learn(shard, position)
                 self._release_others(shard, number)
             case [kind, shard, number, _, _, position, seen] if kind == LOST:

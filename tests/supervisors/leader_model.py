@@ -6,6 +6,10 @@
 Real are `Control`, incidents, policies, parts, placement, planning, plans, restarts, orders and the view of the world. Played
 are instances, nodes and time (`cluster_model`), the log (`ledger`), and the order of a round, which is that of
 `Controller._round`. What a leader knows besides the ledger is lost with it, as in a controller that is killed.
+
+It is ahead of the controller: a death is one record (`bury`); all deaths of a round are noticed before any of them is judged;
+a cluster that notices late that a node is gone is heard; a plan that fails is an exit of the services whose steps have failed
+only; who takes over does not lift what is kept down.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal, beg
 from rekindle.supervisors.orders import Orders
 from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
-from rekindle.supervisors.plans import Perform, Place, Standing, Start, State, Step, Stop, advance
+from rekindle.supervisors.plans import Cordon, Perform, Place, Plan, Standing, Start, State, Step, Stop, advance
 from rekindle.supervisors.policies import BUILT_IN, Policy
 from rekindle.supervisors.view import Sight, ground_of, world_of
 from rekindle.supervisors.ward import Ward
@@ -221,21 +225,25 @@ class Leader:
     # --- incidents -----------------------------------------------------------------------------------------------------
 
     def _bury(self) -> None:
-        for ward in [ward for ward in self.wards.values() if ward.dead is not None]:
+        """All that died are noticed first, then each is buried as what the incident looks like by then."""
+        dead = [ward for ward in self.wards.values() if ward.dead is not None]
+        for ward in dead:
             del self.wards[ward.incarnation]
             self.died_on[ward.running.node] = self.now_ms
-            if self._is_being_stopped(ward.incarnation):
-                self.decide("stopped", ward.incarnation, ward.dead)
-                continue
-            died_in = ward.puppet.died_replaying
-            gone = Gone(incarnation=ward.incarnation, reason=ward.dead or "", replaying=died_in, signal=ward.signal)
-            incident = self._with(self._evidence(ward, ward.signal, ward.dead or ""))
-            counted: Counted | None = Counted(restarts=self.ledger.control.restarts)
-            stop = list[str]()
-            if incident.kind in OWN_FAULT:
-                counted, stop = self._count(ward.running.service)
-            self.decide("bury", gone, incident, counted, stop)
-            self.cluster.kill(ward.incarnation)
+        stopped = [ward for ward in dead if self._is_being_stopped(ward.incarnation)]
+        crashed = [ward for ward in dead if ward not in stopped]
+        numbers = [self._notice(self._evidence(ward, ward.signal, ward.dead or "")) for ward in crashed]
+        for ward in stopped:
+            self.decide("stopped", ward.incarnation, ward.dead)
+        for ward, number in zip(crashed, numbers, strict=True):
+            self._bury_crashed(ward, self.ledger.control.incidents[number])
+
+    def _bury_crashed(self, ward: Sighted, incident: Incident) -> None:
+        died_in = ward.puppet.died_replaying
+        gone = Gone(incarnation=ward.incarnation, reason=ward.dead or "", replaying=died_in, signal=ward.signal)
+        counted = self._count(ward.running.service) if incident.kind in OWN_FAULT else None
+        self.decide("bury", gone, incident, *(counted or (Counted(restarts=self.ledger.control.restarts), [])))
+        self.cluster.kill(ward.incarnation)
 
     def _is_being_stopped(self, incarnation: str) -> bool:
         return any(
@@ -244,14 +252,12 @@ class Leader:
             for _, _, step in plan.steps()
         )
 
-    def _notice(self, evidence: Evidence) -> None:
-        self.decide("notice", self._with(evidence))
-
-    def _with(self, evidence: Evidence) -> Incident:
+    def _notice(self, evidence: Evidence) -> int:
         control = self.ledger.control
         ground = ground_of(control, self._sight())
         home = home_of(evidence, control.open_incidents(), ground)
-        return begin(0, evidence, ground) if home is None else grown(home, evidence, ground)
+        incident = begin(0, evidence, ground) if home is None else grown(home, evidence, ground)
+        return int(self.decide("notice", incident))
 
     def _evidence(self, ward: Sighted, signal: Signal, text: str) -> Evidence:
         running = ward.running
@@ -333,10 +339,18 @@ class Leader:
             }
             self.decide("advance", plan.id, changes, places)
             if self.ledger.control.plans[plan.id].standing is Standing.FAILED:
-                self._on_failed(plan.services)
+                self._on_failed(self.ledger.control.plans[plan.id])
 
-    def _on_failed(self, services: Sequence[str]) -> None:
-        for service in services:
+    def _on_failed(self, plan: Plan) -> None:
+        """As an exit of the services that it failed for."""
+        failed = [step.action for _, _, step in plan.steps() if step.state is State.FAILED]
+        instances = self.ledger.control.instances
+        services = {
+            instances[action.incarnation].service if isinstance(action, Stop | Perform) else action.service
+            for action in failed
+            if not isinstance(action, Cordon) and getattr(action, "incarnation", None) in {None, *instances}
+        }
+        for service in sorted(services):
             counted, _ = self._count(service)
             if counted is not None:
                 self.decide("count_restarts", counted.restarts, counted.held, None, [])

@@ -15,8 +15,8 @@ from rekindle.events import Event
 from rekindle.supervisors import Control, Supervisor
 from rekindle.supervisors import control as kept
 from rekindle.supervisors.decided import Assigned, Counted, Proposed, Started, Stepped, Stood
-from rekindle.supervisors.incidents import EVIDENCE_MAX
-from rekindle.supervisors.plans import OVER, Enough, NotBefore, Own, Plan, Served, Standing, State, Step, Stop
+from rekindle.supervisors.incidents import EVIDENCE_MAX, Kind
+from rekindle.supervisors.plans import OVER, Enough, NotBefore, Own, Plan, Served, Standing, Start, State, Step, Stop
 from tests.supervisors.ledger import Ledger, Record
 
 OF_OPERATORS: Final = ("retry", "skip")
@@ -39,6 +39,7 @@ class Rules:
         self.started: Counter[tuple[int, int]] = Counter()
         self.ending: dict[int, set[str]] = {}
         self.over: set[int] = set()
+        self.paused: set[int] = set()
         self.owners: dict[tuple[str, int], str | None] = {}
         for record in ledger.records:
             self._remember(record)
@@ -55,10 +56,19 @@ class Rules:
                     self._numbers_only_grow(event)
                 case Started(plan=plan, step=step):
                     self.started[plan, step] += 1
+                case Stood(plan=number, standing=standing):
+                    self._note_standing(number, standing)
                 case Counted():
                     self._note_restarts(event, record.at_ms)
                 case _:
                     pass
+
+    def _note_standing(self, plan: int, standing: Standing) -> None:
+        self.paused.discard(plan)
+        if standing is Standing.PAUSED:
+            self.paused.add(plan)
+        elif standing is not Standing.RUNNING:
+            self.over.add(plan)
 
     def look(self, record: Record) -> None:
         """Check everything that this record may have broken."""
@@ -76,12 +86,12 @@ class Rules:
             case Assigned():
                 self._numbers_only_grow(event)
                 self._goes_to_the_living(event)
+                self._goes_to_the_quick(event)
             case Proposed(plan=plan):
                 self.ending[plan.id] = set()
             case Stood(plan=number, standing=standing):
                 assert number not in self.over, f"plan {number} was over, and is {standing} now"
-                if standing not in (Standing.RUNNING, Standing.PAUSED):
-                    self.over.add(number)
+                self._note_standing(number, standing)
             case Stepped(plan=number, changes=changes):
                 begun = [step for step, state, _, _ in changes if state is State.RUNNING]
                 if record.command not in OF_OPERATORS and begun:
@@ -110,6 +120,19 @@ class Rules:
             known = owner is None or owner in self.control.instances
             assert known, f"{assigned.service}/{shard} was given to {owner}, which is dead"
 
+    def _goes_to_the_quick(self, assigned: Assigned) -> None:
+        """A slow instance is given nothing as long as there are enough others, on nodes that may be given something."""
+        gray = {n for i in self.control.open_incidents() if i.kind is Kind.GRAY for n in i.instances}
+        up = self.up(assigned.service)
+        slow = [name for name in up if name in gray]
+        others = [n for n in up if n not in gray and self.control.instances[n].node not in self.control.cordoned]
+        spec = next(spec for spec in self.root.services() if spec.name == assigned.service)
+        if len(slow) == 1 and len(others) >= max(1, spec.min_active):
+            given = [shard for shard, _, owner in assigned.moves if owner == slow[0]]
+            assert not given, (
+                f"{given} of {assigned.service} were given to {slow[0]}, which is slow; there are {others}"
+            )
+
     def _standbys_are_elsewhere(self) -> None:
         warming = {
             (step.action.service, shard, to)
@@ -130,7 +153,7 @@ class Rules:
 
     def _may_begin(self, plan: Plan, begun: list[int]) -> None:
         assert plan.id not in self.over, f"plan {plan.id} is over, and begins steps {begun}"
-        assert plan.standing is not Standing.PAUSED, f"plan {plan.id} is paused, and begins steps {begun}"
+        assert plan.id not in self.paused, f"plan {plan.id} is paused, and begins steps {begun}"
         for name, seen in plan.basis.items():
             known = self.control.disturbed.get(name, 0)
             assert known == seen, f"plan {plan.id} begins {begun}, but {name} was disturbed since it was made"
@@ -147,6 +170,8 @@ class Rules:
             before = [phase.name]
 
     def _guards_hold(self, plan: Plan, number: int, step: Step) -> None:
+        where = step.action.node if isinstance(step.action, Start) else ""
+        assert where not in self.control.cordoned, f"step {number} of plan {plan.id} starts something on {where}"
         name = step.action.incarnation if isinstance(step.action, Stop) else ""
         ending = self.ending.setdefault(plan.id, set())
         for guard in step.guards if not step.forced else ():

@@ -144,8 +144,8 @@ class Story:
                     for shard in [n for n, o in enumerate(owned) if o.refused is not None]:
                         say("allow", service, shard)
             case "resume":
-                for plan in [plan.id for plan in control.active_plans() if plan.standing is Standing.PAUSED]:
-                    say("resume", plan)
+                for number in [plan.id for plan in control.active_plans() if plan.standing is Standing.PAUSED]:
+                    say("resume", number)
             case "pause" if plans:
                 say("pause", plans[which % len(plans)])
             case "retry" | "skip" | "force" if plans:

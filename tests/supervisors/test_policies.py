@@ -279,17 +279,23 @@ def test_under_a_quorum_guard_nothing_ends_while_too_few_would_be_left() -> None
     assert Guarded(Hold()).plan(CRASH, world) is None
 
 
-def test_rolling_goes_zone_by_zone_and_ends_one_at_a_time_when_all_is_served() -> None:
+def test_rolling_goes_zone_by_zone_and_one_ends_when_the_shards_of_the_one_before_are_served() -> None:
     world = made(of("a", "a1", "a2", "a3", min_active=2), at("a1", "n1"), at("a2", "n2"), at("a3", "n1"))
     plan = rolling_by_zone(world, "a")
     assert lines(plan) == [
-        *["start a on n1", "start a on n1", "stop a1", "stop a3", "place a"],
+        *["start a on n1", "start a on n1", "stop a1", "place a", "stop a3", "place a"],
         *["start a on n2", "stop a2", "place a"],
     ]
-    ends = phase(plan, "stop in z1")
-    assert (ends.ordering, ends.at_once) == (Ordering.ROLLING, 1)
+    ends = phase(plan, "end in z1")
+    assert ends.ordering is Ordering.SERIAL
     assert ends.steps[0].guards == [Served(service="a"), Enough(service="a", least=2, without="a1")]
     assert rolling_by_zone(made(of("a")), "a") is None
+
+
+def test_rolling_starts_nothing_on_a_cordoned_node() -> None:
+    world = made(of("a", "a1"), at("a1", "n1"), cordoned={"n1": "x"})
+    assert lines(rolling_by_zone(world, "a"))[0] == "start a on n2"
+    assert rolling_by_zone(replace(world, cordoned=dict.fromkeys(world.nodes, "x")), "a") is None
 
 
 # mass_freeze
@@ -439,6 +445,12 @@ def test_standbys_that_are_too_many_follow_no_longer() -> None:
     assert lines(missing(world, ["a"])) == ["follow a: 0->"]
 
 
+def test_one_that_follows_on_the_owners_node_does_not_pass_for_a_standby() -> None:
+    warming = where(of("a", "a1", standbys=1, wanted=3), 0, standbys=("a2",), behind={"a2": 0})
+    world = made(warming, at("a1", "n1"), at("a2", "n1"), at("a3", "n3"))
+    assert lines(missing(world, ["a"])) == ["follow a: 0->a3"]
+
+
 def test_balance_moves_few_shards_warm() -> None:
     world = made(of("a", *["a1"] * 12, wanted=2), at("a1", "n1"), at("a2", "n2"))
     plan = upkeep(world, "a")
@@ -464,6 +476,20 @@ def test_instances_that_are_too_many_give_their_shards_away_and_then_end() -> No
     plan = upkeep(moved, "a")
     assert lines(plan) == ["stop a1"]
     assert phase(plan, "stop a").steps[0].guards == [Enough(service="a", least=1, without="a1")]
+
+
+def test_what_came_up_on_a_cordoned_node_all_the_same_ends_when_it_is_replaced() -> None:
+    a = of("a", "a2", wanted=1)
+    both = made(a, at("a1", "n1"), at("a2", "n2"), cordoned={"n1": "x"})
+    assert lines(upkeep(both, "a")) == ["stop a1"]
+    assert upkeep(made(a, at("a1", "n1"), cordoned={"n1": "x"}), "a") is None
+
+
+def test_one_that_owns_what_cannot_move_does_not_end() -> None:
+    stuck = made(of("a", "a1", wanted=1), at("a1", "n1"), at("a2", "n2", slow=True), cordoned={"n2": "x"})
+    assert lines(upkeep(stuck, "a")) == ["stop a2"]
+    parked = made(of("a", "a1", wanted=0), at("a1", "n1"))
+    assert lines(upkeep(parked, "a")) == ["stop a1"], "nothing of it is to be served"
 
 
 def test_a_restart_that_has_to_wait_is_a_start_that_has_to_wait() -> None:

@@ -53,6 +53,7 @@ from rekindle.supervisors.incidents import (
     recent,
 )
 from rekindle.supervisors.plans import (
+    OVER,
     Change,
     Cordon,
     Follow,
@@ -62,6 +63,7 @@ from rekindle.supervisors.plans import (
     Plan,
     Refuse,
     Standing,
+    Start,
     State,
     Step,
     changed,
@@ -191,6 +193,8 @@ class Control(Entity):
                 self.cordoned = {name: why for name, why in self.cordoned.items() if name != node}
                 if reason is not None:
                     self.cordoned[node] = reason
+                    for service in sorted(self._starting_on(node)):
+                        self._disturb(service)
 
     def _apply_gone(self, gone: Gone) -> None:
         running = self.instances.pop(gone.incarnation, None)
@@ -220,6 +224,15 @@ class Control(Entity):
         """Whether the owner's death leaves the standby: one on the owner's node is none."""
         one, other = self.instances.get(standby), self.instances.get(owner or "")
         return one is None or other is None or one.node != other.node
+
+    def _starting_on(self, node: str) -> set[str]:
+        """The services of plans that are to start something on a node, or do."""
+        return {
+            step.action.service
+            for plan in self.active_plans()
+            for _, _, step in plan.steps()
+            if isinstance(step.action, Start) and step.action.node == node and step.state not in OVER
+        }
 
     def _disturb(self, service: str) -> None:
         self.disturbed[service] = self.disturbed.get(service, 0) + 1
@@ -424,10 +437,11 @@ class Control(Entity):
     def advance(self, plan: int, changes: list[Change], places: dict[int, list[tuple[int, str | None]]]) -> None:
         """Steps change their states; what those that begin want of the cluster is decided with it, in one record.
 
-        places: of `Place` steps, by number, where the shards are to go. Nothing happens if the plan is not running any more.
+        places: of `Place` steps, by number, where the shards are to go. Nothing happens if the plan is not running any more, or
+        if something has happened that it was not made for: what another plan has just decided, for instance.
         """
         known = self.plans.get(plan)
-        if known is None or known.standing is not Standing.RUNNING:
+        if known is None or known.standing is not Standing.RUNNING or not self._is_up_to_date(known):
             return
         self.emit(Stepped(plan=plan, changes=[(c.step, c.state, c.attempt, c.why) for c in changes], at_ms=self.now_ms))
         for change in changes:
@@ -436,6 +450,9 @@ class Control(Entity):
         standing = standing_of(self.plans[plan])
         if standing is not self.plans[plan].standing:
             self._stand(plan, standing, next((c.why for c in changes if c.state is State.FAILED), ""))
+
+    def _is_up_to_date(self, plan: Plan) -> bool:
+        return all(self.disturbed.get(name, 0) == seen for name, seen in plan.basis.items())
 
     def _carry_out(self, step: Step, places: list[tuple[int, str | None]]) -> None:
         """What is only to be decided; starting, stopping and performing are left to whoever acts."""
@@ -534,11 +551,18 @@ class Control(Entity):
 
     @command
     def uncordon(self, who: str, reason: str, node: str) -> None:
-        """A node may be given something again."""
-        if node not in self.cordoned:
+        """A node may be given something again; a drain of it that goes on is called off."""
+        drains = [i for i in self.open_incidents() if i.kind is Kind.PLANNED_DRAIN and node in i.nodes]
+        if node not in self.cordoned and not drains:
             raise Unknown(what="cordoned node", name=node, known=sorted(self.cordoned))
         self._say(who, "uncordon", node, reason)
-        self.emit(Cordoned(node=node, reason=None))
+        for drain in drains:  # else its policy would cordon the node again
+            self._close(drain, f"called off by {who}")
+            for plan in self.active_plans():
+                if plan.incident == drain.id:
+                    self._stand(plan.id, Standing.SUPERSEDED, f"called off by {who}")
+        if node in self.cordoned:
+            self.emit(Cordoned(node=node, reason=None))
 
     @command
     def allow(self, who: str, reason: str, service: str, shard: int) -> None:
@@ -550,9 +574,11 @@ class Control(Entity):
             if incident.kind is Kind.POISON and any(
                 (e.service, e.shard) == (service, shard) for e in incident.evidence
             ):
-                closed = {"closed_ms": self.now_ms, "outcome": f"allowed by {who}"}
-                self.emit(Noticed(incident=incident.model_copy(update=closed)))
+                self._close(incident, f"allowed by {who}")
         self._refuse(service, shard, None)
+
+    def _close(self, incident: Incident, outcome: str) -> None:
+        self.emit(Noticed(incident=incident.model_copy(update={"closed_ms": self.now_ms, "outcome": outcome})))
 
     @command
     def pause(self, who: str, reason: str, plan: int) -> None:
@@ -602,7 +628,7 @@ class Control(Entity):
         return known
 
     def _say_to_step(self, who: str, verb: str, plan: int, step: int, reason: str) -> Step:
-        found = self._say_to_plan(who, verb, plan, f"step {step}: {reason}").step(step)
+        found = self._say_to_plan(who, verb, plan, reason and f"step {step}: {reason}").step(step)
         if found.state in (State.DONE, State.SKIPPED):
             raise NotNow(verb=verb, target=f"step {step}", why=f"it is {found.state}")
         return found

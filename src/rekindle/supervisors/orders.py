@@ -2,7 +2,7 @@
 
 A decision may assign a thousand shards at once; orders for them go out as far as replays are permitted, so that a mass
 failure does not become a recovery storm: at most `REPLAYS_PER_NODE` on a node and `REPLAYS_MAX` in the cluster, services
-of a higher priority first, then shards for which calls wait, then those with the least to read.
+of a higher priority first, then the shards for which most calls wait.
 """
 
 from __future__ import annotations

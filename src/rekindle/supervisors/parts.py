@@ -25,7 +25,7 @@ from rekindle.supervisors.plans import (
 )
 from rekindle.supervisors.restarts import start_levels
 from rekindle.supervisors.tree import dependencies
-from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, World
+from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, ShardView, World
 
 DIED_HERE_MS: Final = 15_000
 """A cluster may need this long to notice that a node is gone: until then its other nodes are preferred for a start."""
@@ -54,15 +54,23 @@ def avoided(world: World, service: ServiceView) -> list[str]:
     return slow if len(up) - len(slow) >= max(1, service.spec.min_active) else []
 
 
-def placement_of(service: ServiceView) -> Placement:
-    """Where its shards are now; the standbys of each, the most caught up first."""
-    return Placement(
-        tuple(shard.owner for shard in service.shards),
-        tuple(
-            tuple(sorted(shard.standbys, key=lambda name: _lag(shard.behind.get(name), name)))
-            for shard in service.shards
-        ),
+def placement_of(world: World, service: ServiceView) -> Placement:
+    """Where its shards are now; the standbys of each, the most caught up first.
+
+    One on the owner's node is none: it was to take the shard over, and that was given up.
+    """
+    standbys = tuple(
+        tuple(sorted(_apart(world, shard), key=lambda name: _lag(shard.behind.get(name), name)))
+        for shard in service.shards
     )
+    return Placement(tuple(shard.owner for shard in service.shards), standbys)
+
+
+def _apart(world: World, shard: ShardView) -> Iterable[str]:
+    owner = world.instances.get(shard.owner or "")
+    if owner is None or not shard.standbys:
+        return shard.standbys
+    return (name for name in shard.standbys if name not in world.instances or world.instances[name].node != owner.node)
 
 
 def _lag(behind: int | None, name: str) -> tuple[bool, int, str]:
@@ -82,7 +90,7 @@ def homes(world: World, service: ServiceView) -> list[tuple[int, str]]:
     seats = seats_of(world, service)
     if not any(seat.open for seat in seats):
         seats = [replace_fields(seat, open=True) for seat in seats]
-    current = placement_of(service)
+    current = placement_of(world, service)
     placed = place(current, seats, pinned=resting(service))
     owners = zip(current.owners, placed.owners, strict=True)
     return [(number, to) for number, (was, to) in enumerate(owners) if to is not None and to != was]
@@ -152,7 +160,7 @@ def follow(world: World, service: ServiceView) -> list[Phase]:
     if not service.spec.standbys and not any(shard.standbys for shard in service.shards):
         return []
     seats, standbys = seats_of(world, service), service.spec.standbys
-    placed = place(placement_of(service), seats, standbys=standbys, pinned=resting(service))
+    placed = place(placement_of(world, service), seats, standbys=standbys, pinned=resting(service))
     moves = [
         (number, list(names))
         for number, names in enumerate(placed.standbys)
@@ -168,7 +176,7 @@ def rebalance(
     world: World, service: ServiceView, without: Iterable[str] = (), moves_max: int = MOVES_AT_ONCE
 ) -> list[Phase]:
     """Healthy shards move: few at a time, each to an instance that follows it already when it takes over."""
-    current = placement_of(service)
+    current = placement_of(world, service)
     seats, standbys = seats_of(world, service, without), service.spec.standbys
     placed = balance(current, seats, moves_max=moves_max, standbys=standbys, pinned=resting(service))
     owners = zip(current.owners, placed.owners, strict=True)

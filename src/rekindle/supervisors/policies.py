@@ -25,6 +25,7 @@ from rekindle.supervisors.parts import (
     START_DEADLINE_S,
     avoided,
     levelled,
+    nodes_for,
     own_orphans,
     plan_of,
     rebalance,
@@ -35,6 +36,7 @@ from rekindle.supervisors.parts import (
 from rekindle.supervisors.plans import (
     Cordon,
     Enough,
+    Guard,
     LogThere,
     NotBefore,
     Ordering,
@@ -343,25 +345,35 @@ BUILT_IN: Final[tuple[Policy, ...]] = (
 
 
 def rolling_by_zone(world: World, name: str) -> Plan | None:
-    """Every instance of a service is replaced by a new one, zone by zone; its shards move warm. For a new build."""
-    service = world.services[name]
+    """Every instance of a service is replaced by a new one: for a new build. Zone by zone, and one after the other.
+
+    In each zone the new ones start first; then the old ones end, each when the shards of the one before it are served by
+    their standbys, or by who is new.
+    """
+    service, open_nodes = world.services[name], {node.name for node in world.open_nodes()}
     phases: list[Phase] = []
     for zone in sorted({i.zone for i in world.of(name)}):
         leaving = [i for i in world.of(name) if i.zone == zone]
-        starts = [Step(action=Start(service=name, node=i.node), deadline_s=START_DEADLINE_S) for i in leaving]
-        ends = [
-            Step(
-                action=Stop(incarnation=i.name, reason="rolled"),
-                guards=[Served(service=name), Enough(service=name, least=service.spec.min_active, without=i.name)],
-            )
-            for i in leaving
-        ]
+        nodes = [i.node for i in leaving if i.node in open_nodes]
+        nodes += [node.name for node in nodes_for(world, service, len(leaving) - len(nodes))]
+        starts = [Step(action=Start(service=name, node=node), deadline_s=START_DEADLINE_S) for node in nodes]
+        ends = [step for instance in leaving for step in _ended_and_placed(service, instance)]
         phases += [
             Phase(name=f"start in {zone or 'the zone'}", steps=starts),
-            Phase(name=f"stop in {zone or 'the zone'}", steps=ends, ordering=Ordering.ROLLING),
-            Phase(name=f"serve after {zone or 'the zone'}", steps=[Step(action=Place(service=name))]),
+            Phase(name=f"end in {zone or 'the zone'}", steps=ends, ordering=Ordering.SERIAL),
         ]
-    return plan_of("rolling_by_zone", f"roll {name}", [name], phases)
+    return plan_of("rolling_by_zone", f"roll {name}", [name], phases) if open_nodes else None
+
+
+def _ended_and_placed(service: ServiceView, instance: InstanceView) -> list[Step]:
+    guards: list[Guard] = [
+        Served(service=service.name),
+        Enough(service=service.name, least=service.spec.min_active, without=instance.name),
+    ]
+    return [
+        Step(action=Stop(incarnation=instance.name, reason="rolled"), guards=guards),
+        Step(action=Place(service=service.name)),
+    ]
 
 
 # --- who decides ------------------------------------------------------------------------------------------------------
@@ -405,13 +417,15 @@ def upkeep(world: World, name: str) -> Plan | None:
                 guards=[Enough(service=name, least=least, without=i.name)],
             )
             for i in surplus
+            if not service.wanted or all(shard.owner != i.name for shard in service.shards)
         ]
         phases = [Phase(name=f"stop {name}", steps=ends, ordering=Ordering.ROLLING)]
     return plan_of("upkeep", f"{name}: {'fewer instances' if surplus else 'balance'}", [name], phases)
 
 
 def _surplus(world: World, service: ServiceView) -> list[InstanceView]:
-    """The instances above those that are wanted: slow ones go first, then those on the fullest nodes with the fewest shards."""
+    """The instances above those that are wanted: on cordoned nodes all, once they are replaced; of the others first slow ones,
+    then those on the fullest nodes with the fewest shards."""
     there = [i for i in world.up(service.name) if i.node not in world.cordoned]
     extra = len(there) - service.wanted
     loads: dict[str | None, int] = {}
@@ -421,4 +435,5 @@ def _surplus(world: World, service: ServiceView) -> list[InstanceView]:
     for instance in there:
         crowd[instance.node] = crowd.get(instance.node, 0) + 1
     ranked = sorted(there, key=lambda i: (not i.slow, -crowd[i.node], loads.get(i.name, 0), i.name))
-    return ranked[: max(0, extra)]
+    leaving = [i for i in world.up(service.name) if i.node in world.cordoned] if extra >= 0 else []
+    return [*leaving, *ranked[: max(0, extra)]]
