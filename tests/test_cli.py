@@ -328,7 +328,7 @@ def test_the_next_leader_knows_what_was_said(shop: Operated) -> None:
 def test_what_cannot_be_done_has_its_exit_code(shop: Operated, arguments: list[object], code: int, text: str) -> None:
     count = len(shop.control.sayings)
     answer = on(shop, *arguments)
-    assert (answer.code, answer.out) == (code, "")
+    assert (answer.code, answer.out) == (code, ""), answer.err
     assert text in answer.err
     assert len(shop.control.sayings) == count
 

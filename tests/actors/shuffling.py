@@ -236,11 +236,9 @@ class ShufflingWorld(World):
         """How many owners have begun with what a follower had."""
         return sum(instance.around.counters.get("inherited", 0) for instance in self.instances)
 
-    def ensure_controller(self) -> None:
+    def start_controllers(self) -> None:
         """The mover leads, always."""
-        if not self.mover.count:
-            self.mover.count = 1
-            self._process.start(self.mover.run())
+        self._process.start(self.mover.run())
 
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
         instance = Instance(self.hosted, incarnation, self.host(process))

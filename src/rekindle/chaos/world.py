@@ -172,8 +172,7 @@ class World:
         await LogStore(self.log, APP, create=True).open()
         for _ in range(NODES):
             self.weather.add_node()
-        for _ in range(CANDIDATES):
-            self._start_controller()
+        self.start_controllers()
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         until = self.loop.time() + HEAL_MAX_S
@@ -203,6 +202,11 @@ class World:
 
     async def _launch(self, service: str, incarnation: str, process: Process) -> tuple[str, str]:
         return await Instance(self.hosted, incarnation, self.host(process)).start(f"{process.host}:0")
+
+    def start_controllers(self) -> None:
+        """Whoever is to decide."""
+        for _ in range(CANDIDATES):
+            self._start_controller()
 
     def _start_controller(self) -> None:
         """Somebody is to lead, and somebody to stand by: for each of the two that dies there will be another."""
