@@ -45,6 +45,23 @@ def _described(report: Report) -> str:
     return "\n    ".join([f"seed {report.seed}; to replay it: {replay_line(report.seed)}", *faults])
 
 
+ONCE_FAILED: Final = {
+    23: "a plan that waited for the log kept the plan for dead instances away",
+    88: "a killer killed three: its last word, over the beacon, was not heard to the end",
+    1005: "a drain waited for shards that nobody was to serve",
+    2000: "the only survivors were to be emptied, and nobody gave them shards",
+    5034: "an owner that others had trimmed past took its log for truncated",
+    7055: "shards were placed before an instance was up, and not again",
+    766127094: "a leader died over its first words: everybody watched the beacon of the one before",
+}
+"""Real bugs, by the seed that found each."""
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED)
+def test_what_once_failed(seed: int) -> None:
+    assert simulate(seed).faults == ()
+
+
 # --- the same seed, the same run -----------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ NODES_MIN: Final = 2
 
 NEW_NODE_S: Final = 3.0
 MAKE_UP_S: Final = 0.5
+MAKE_UP_MAX_S: Final = 60.0
 SLOW_S: Final = 0.01
 """What each callback of a slow process may take."""
 
@@ -75,7 +76,8 @@ class Weather:
 
     async def make_up(self, least: int) -> None:
         """Where the plan's faults have met too little, more follow: kills, which always find somebody in the end."""
-        while self.count < least:
+        until = self.world.loop.time() + MAKE_UP_MAX_S
+        while self.count < least and self.world.loop.time() < until:
             self._strike(Fault(self.world.loop.time(), "kill an instance", self.random.random(), 0.0))
             await asyncio.sleep(MAKE_UP_S)
 

@@ -83,7 +83,9 @@ class Candidate:
                 began, self._began = self._began, True
                 return not (began and control is not None and control.ended)
             self._began = True
-            if control.leader != replica.fold.incarnation and looks < ANNOUNCE_LOOKS:
+            if control.leader != replica.fold.incarnation:
+                if looks == ANNOUNCE_LOOKS:  # it died over its first words; the beacon that is known is another's
+                    return True
                 looks += 1
                 await asyncio.sleep(ANNOUNCE_S)
                 continue

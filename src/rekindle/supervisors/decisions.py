@@ -49,6 +49,7 @@ class Decisions:
             raise owner.error
         if not serving.done():
             raise NotLeading(f"{self.name} could not claim the control log: {owner.reason}")
+        self._ahead_ms = max(self._ahead_ms, owner.shard.time - host.now_ms())  # another may have led since it was read
         self._owner, self._ended = owner, ended
         self._session = session_name(self.now_ms(), self.name.encode()[-8:])
 
