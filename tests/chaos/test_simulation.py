@@ -52,6 +52,9 @@ ONCE_FAILED: Final = {
     2000: "the only survivors were to be emptied, and nobody gave them shards",
     5034: "an owner that others had trimmed past took its log for truncated",
     7055: "shards were placed before an instance was up, and not again",
+    100275: "a controller decided while it was reading the records of the one that had fenced it",
+    102176: "the same, over an incident that was never written down",
+    733008747: "a leader whose log refused an append went on with what it had decided ahead of the log",
     766127094: "a leader died over its first words: everybody watched the beacon of the one before",
 }
 """Real bugs, by the seed that found each."""

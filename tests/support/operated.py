@@ -137,6 +137,7 @@ class Operated:
     store: SnapshotStore
     launch: Launch
     processes: list[Process] = field(default_factory=list[Process])
+    begun: int = 0
     lines: Lines = field(default_factory=Lines)
 
     @property
@@ -171,7 +172,8 @@ class Operated:
         def leads(controller: Controller) -> None:
             console.controller = controller
 
-        name = f"controller-{len(self.processes) + 1}"
+        self.begun += 1
+        name = f"controller-{self.begun}"  # never again: whoever has the leader's name takes its lead for its own
         candidate = Candidate(self.app.name, self.app.tree, self.cluster, host, name, console=address, on_leading=leads)
         process = Process(console, asyncio.get_running_loop().create_task(candidate.run(BIND)))
         self.processes.append(process)

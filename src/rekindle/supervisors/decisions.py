@@ -43,7 +43,14 @@ class Decisions:
         assignment = Assignment(0, replica.fold.assignment + 1)
         owner = Owner(self.hosted.partition(0), self.hosted.kind, assignment, self.name, around)
         serving = asyncio.get_running_loop().create_future()
-        ended = asyncio.get_running_loop().create_task(owner.run(lambda _: serving.set_result(None)))
+
+        def on_serving(again: Owner) -> None:
+            if serving.done():  # the log refused what was decided ahead of it: whoever leads on reads what is true
+                again.stop("the log refused an append")
+            else:
+                serving.set_result(None)
+
+        ended = asyncio.get_running_loop().create_task(owner.run(on_serving))
         await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
         if owner.error is not None:
             raise owner.error
@@ -60,8 +67,11 @@ class Decisions:
 
     @property
     def leads(self) -> bool:
-        """Whether the claim in force is ours, as far as is known."""
-        return self._owner is not None and self._owner.shard.phase is Phase.OWNING
+        """Whether the claim in force is ours, as far as is known: not while the records of who has fenced us are read."""
+        if self._owner is None or self._owner.shard.phase is not Phase.OWNING:
+            return False
+        shard = self._owner.shard
+        return shard.fold.owned_by(shard.assignment, shard.incarnation)
 
     @property
     def error(self) -> RekindleError | None:
@@ -78,8 +88,7 @@ class Decisions:
     def control(self) -> Control:
         """What is decided, and what is being decided; act only on what `decide` has returned for."""
         assert self._owner is not None, "asked for the control state before leading"
-        if self._owner.shard.phase is not Phase.OWNING:
-            raise NotLeading(f"{self.name} does not lead any more: {self._owner.reason}")
+        self._check_leads(self._owner)
         entities = self._owner.shard.entities
         active = entities.active.get(KEY) or entities.activate(KEY)
         assert isinstance(active.entity, Control), f"the control log holds a {type(active.entity).__name__}"
@@ -108,6 +117,7 @@ class Decisions:
         self, command: str, args: Sequence[Any], session: bytes = b"", number: int = 0, low: int = 0
     ) -> asyncio.Future[Any]:
         assert self._owner is not None, "a decision before leading"
+        self._check_leads(self._owner)
         self._count = count = self._count + 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._futures[count] = future
@@ -136,6 +146,10 @@ class Decisions:
 
     def ended(self, session: bytes, number: int) -> None:
         """Nothing of a controller's own is suspect."""
+
+    def _check_leads(self, owner: Owner) -> None:
+        if not self.leads:
+            raise NotLeading(f"{self.name} does not lead any more: {owner.reason or 'another claim is in force'}")
 
     async def wait_fenced(self) -> str:
         """Return, with the reason, when this controller does not lead any more."""
