@@ -215,16 +215,17 @@ class Weather:
         return self.world.operate(lambda _: [("drain", [node.name, node.zone])])
 
     def _pause_plans(self, fault: Fault) -> bool:
-        self._later(fault, lambda: self.world.operate(_resumed))
+        self._later(fault, lambda: self.world.operate(resumed))
         return self.world.operate(lambda control: [("pause", [plan.id]) for plan in control.active_plans()])
 
     def tidy_up(self, control: Control) -> list[Verb]:
         """As it was declared: all nodes may be used, nothing is paused."""
         uncordoned: list[Verb] = [("uncordon", [node]) for node in sorted(control.cordoned)]
-        return [*uncordoned, *_resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]
+        return [*uncordoned, *resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]
 
 
-def _resumed(control: Control) -> list[Verb]:
+def resumed(control: Control) -> list[Verb]:
+    """Plans that are paused are to go on."""
     return [("resume", [plan.id]) for plan in control.active_plans() if plan.standing is Standing.PAUSED]
 
 

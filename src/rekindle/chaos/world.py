@@ -27,7 +27,7 @@ from rekindle.chaos.reading import Reading, read
 from rekindle.chaos.simcluster import SimCluster
 from rekindle.chaos.simhost import KeptLog, host_of
 from rekindle.chaos.simwire import Net
-from rekindle.chaos.weather import SERVICE, Verb, Weather
+from rekindle.chaos.weather import SERVICE, Verb, Weather, resumed
 from rekindle.chaos.workload import KEYS, Workload
 from rekindle.events import RekindleError, session_name, shard_of
 from rekindle.events.stores import LogStore
@@ -180,6 +180,7 @@ class World:
             if self.loop.time() > until:
                 self.faults.append(f"{otherwise}, {HEAL_MAX_S} s after everything has healed")
                 return
+            self.operate(resumed)  # what somebody has paused, and nobody led when it was to go on
             await asyncio.sleep(0.1)
 
     @property
