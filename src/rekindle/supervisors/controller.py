@@ -99,6 +99,7 @@ class Controller:
         self._died_on: dict[str, int] = {}
         self._served: set[str] = set()
         self._published = False
+        self._is_over = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ class Controller:
 
     def _goes_on(self) -> bool:
         control = self.decisions.control
-        return bool(control.active_plans() or control.open_incidents() or not self.up.is_set())
+        return bool(control.active_plans() or control.open_incidents() or self._is_over or not self.up.is_set())
 
     def _look(self, now: float) -> None:
         for ward in self.wards.values():
@@ -284,6 +285,7 @@ class Controller:
 
     async def _round(self) -> None:
         """Everything that can be decided now; then, once it is in the log, everything that follows from it."""
+        self._is_over = False
         self._bury()
         self._hear_lost()
         self._notice_slow()
@@ -499,7 +501,9 @@ class Controller:
             }
             self.decisions.put("advance", plan.id, changes, places)
             self._published = False
-            if self.decisions.control.plans[plan.id].standing is Standing.FAILED:
+            standing = self.decisions.control.plans[plan.id].standing
+            self._is_over = self._is_over or standing in (Standing.DONE, Standing.FAILED)
+            if standing is Standing.FAILED:
                 self._on_failed(plan.id)
 
     def _on_failed(self, number: int) -> None:

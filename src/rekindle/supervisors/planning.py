@@ -21,6 +21,9 @@ from rekindle.supervisors.world import World
 PLAN_MAX_S: Final = 2.0
 """A user's policy that takes longer is passed over."""
 
+UPKEEP_AGAIN_MS: Final = 60_000
+"""A service's own upkeep that has failed is left alone for so long: nothing has happened that it would be urgent for."""
+
 STEPS_MAX: Final = 10_000
 
 
@@ -42,6 +45,7 @@ class Planning:
     def __init__(self, host: Host, policies: Iterable[Policy] = BUILT_IN) -> None:
         self.host = host
         self.policies = tuple(policies)
+        self._failed: dict[str, int] = {}
 
     async def plans(self, control: Control, world: World, notice: Callable[[Evidence], Any]) -> list[Plan]:
         """A plan for each incident, and for each service, that has none and needs one."""
@@ -55,7 +59,7 @@ class Planning:
             for plan in await self._answers(incident, world, busy, notice):
                 found.append(_finished(plan, control, world, incident.id))
                 busy.update(plan.services)
-        for plan in _upkeep(world, busy):
+        for plan in await self._upkeep(world, busy, notice):
             found.append(_finished(plan, control, world, None))
             busy.update(plan.services)
         return found
@@ -87,23 +91,25 @@ class Planning:
         own = [(service.name, policy) for service in known for policy in service.spec.on_failure]
         for service, policy in [*own, *((None, policy) for policy in self.policies)]:
             try:
-                plan = await self._ask(policy, incident, world, is_own=service is not None)
+                plan = await self._asked(policy, incident, world, is_own=service is not None)
             except Exception as error:  # noqa: BLE001 - a policy is the user's code; it must not end the controller
-                text = f"policy {_name_of(policy)}: {type(error).__name__}: {error}"
-                self.host.say(f"{service or 'built in'}: {text}")
-                notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service or ""))
+                self._on_raised(f"policy {_name_of(policy)}", error, world, service or "", notice)
                 continue
             if plan is not None and taken.isdisjoint(plan.services):
                 return plan
         return None
 
-    async def _ask(self, policy: Policy, incident: Incident, world: World, *, is_own: bool) -> Plan | None:
-        if not is_own:
-            return policy.plan(incident, world)
+    async def _asked(self, policy: Policy, incident: Incident, world: World, *, is_own: bool) -> Plan | None:
+        if is_own:
+            return await self._ask(world, lambda: policy.plan(incident, world))
+        return policy.plan(incident, world)
+
+    async def _ask(self, world: World, function: Callable[[], Plan | None]) -> Plan | None:
+        """What a function of the user's answers; off the loop, in time, and checked. Raises whatever it raises."""
         answer: list[Plan | None] = []
 
         def ask() -> bytes:
-            answer.append(policy.plan(incident, world))
+            answer.append(function())
             return b""
 
         async with asyncio.timeout(PLAN_MAX_S):
@@ -111,6 +117,39 @@ class Planning:
         if answer[0] is not None:
             check(answer[0], world)
         return answer[0]
+
+    def _on_raised(
+        self, what: str, error: Exception, world: World, service: str, notice: Callable[[Evidence], Any]
+    ) -> None:
+        text = f"{what}: {type(error).__name__}: {error}"
+        self.host.say(f"{service or 'built in'}: {text}")
+        notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service))
+
+    async def _upkeep(self, world: World, busy: set[str], notice: Callable[[Evidence], Any]) -> list[Plan]:
+        """What is missing comes first; then what a service needs in its own words; then balance."""
+        free = [name for name in world.services if name not in busy]
+        first = missing(world, free)
+        plans = [first] if first is not None else []
+        for name in free if not world.frozen else ():
+            if first is None or name not in first.services:
+                plan = await self._own_upkeep(world, name, notice) or upkeep(world, name)
+                plans += [plan] if plan is not None else []
+        return plans
+
+    async def _own_upkeep(self, world: World, name: str, notice: Callable[[Evidence], Any]) -> Plan | None:
+        """What it needs in its own words; one that has failed is not asked again at once."""
+        function = world.services[name].spec.upkeep
+        if function is None or world.now_ms - self._failed.get(name, -UPKEEP_AGAIN_MS) < UPKEEP_AGAIN_MS:
+            return None
+        try:
+            plan = await self._ask(world, lambda: function(world, name))
+            if plan is not None and plan.services != [name]:
+                raise BadPlan(f"the upkeep of {name} speaks for {plan.services}")
+        except Exception as error:  # noqa: BLE001 - as for a policy
+            self._failed[name] = world.now_ms
+            self._on_raised("upkeep", error, world, name, notice)
+            return None
+        return plan
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""
@@ -158,14 +197,6 @@ def _finished(plan: Plan, control: Control, world: World, incident: int | None) 
     held = max((control.held.get(name, 0) for name in plan.services), default=0)
     plan = delayed(plan, held) if held > world.now_ms else plan
     return plan.model_copy(update={"incident": incident, "basis": basis, "standing": Standing.RUNNING})
-
-
-def _upkeep(world: World, busy: set[str]) -> list[Plan]:
-    free = [name for name in world.services if name not in busy]
-    first = missing(world, free)
-    taken = set(first.services) if first is not None else set[str]()
-    others = [upkeep(world, name) for name in free if name not in taken] if not world.frozen else []
-    return [plan for plan in (first, *others) if plan is not None]
 
 
 def check(plan: Plan, world: World) -> None:

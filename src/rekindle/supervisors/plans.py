@@ -164,10 +164,17 @@ class LogThere(BaseModel):
     when: Literal["log"] = "log"
 
 
-Guard: TypeAlias = Annotated[Served | Enough | NotBefore | LogThere, Field(discriminator="when")]
+class ByHand(BaseModel):
+    """Never by itself: what it would do is an operator's to answer for. why: what there is to be known first."""
+
+    when: Literal["by-hand"] = "by-hand"
+    why: str
 
 
-def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str | None:
+Guard: TypeAlias = Annotated[Served | Enough | NotBefore | LogThere | ByHand, Field(discriminator="when")]
+
+
+def why_not(guard: Served | Enough | NotBefore | LogThere | ByHand, world: World) -> str | None:
     """Why the step may not start yet; None if it may."""
     match guard:
         case Served(service=name):
@@ -180,6 +187,8 @@ def why_not(guard: Served | Enough | NotBefore | LogThere, world: World) -> str 
             return f"{at_ms - world.now_ms} ms to wait" if world.now_ms < at_ms else None
         case LogThere():
             return None if world.log_there else "the log is away"
+        case ByHand(why=why):
+            return why
 
 
 # --- step, phase, plan --------------------------------------------------------------------------------------------
@@ -349,7 +358,7 @@ def _begin(number: int, step: Step, world: World) -> Change:
     return Change(number, State.RUNNING, step.attempt + 1)
 
 
-def _blocked(guard: Served | Enough | NotBefore | LogThere, number: int, reason: str) -> str:
+def _blocked(guard: Served | Enough | NotBefore | LogThere | ByHand, number: int, reason: str) -> str:
     if isinstance(
         guard, NotBefore
     ):  # the same words for as long as it lasts: a record for each millisecond helps nobody

@@ -70,7 +70,8 @@ def _service(control: Control, spec: Service, wards: Mapping[str, Ward], held: s
     mine = {name: ward for name, ward in wards.items() if ward.running.service == spec.name}
     shards = [_shard(n, o, spec, mine, (spec.name, n) in held) for n, o in enumerate(control.services[spec.name])]
     wanted = control.wanted.get(spec.name, spec.instances)
-    return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0))
+    told = tuple(control.told.get(spec.name, ()))
+    return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0), told)
 
 
 def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], held: bool) -> ShardView:
