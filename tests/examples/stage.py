@@ -73,10 +73,10 @@ class Machines(ProcessCluster):
         first = psutil.Process(self._children[incarnation][1].pid)
         return [first, *first.children(recursive=True)]
 
-    def freeze(self, incarnation: str) -> None:
-        """SIGSTOP for all its processes."""
+    def freeze(self, incarnation: str, *, alone: bool = False) -> None:
+        """SIGSTOP for all its processes; alone: only for the instance itself, what it has started runs on."""
         self._frozen[incarnation] = self.processes(incarnation)
-        for process in self._frozen[incarnation]:
+        for process in self._frozen[incarnation][: 1 if alone else None]:
             process.send_signal(signal.SIGSTOP)
 
     def is_doomed(self, incarnation: str) -> bool:

@@ -1,8 +1,8 @@
 """Redis servers, a real external process each, supervised: no write that `WAIT 1` has acknowledged is lost.
 
 Goal: the policy of `examples.redis`. Method: real servers and real processes; writers that note what was acknowledged; the
-primary is killed while one of its replicas is behind, or frozen with all its processes until long after its successor has
-taken over; then the successor is asked for every write. What was done, in which order, is read from the control log.
+primary is killed while one of its replicas is behind, or frozen, with its server or without, until long after its successor
+has taken over; then the successor is asked for every write. What was done, in which order, is read from the control log.
 """
 
 from __future__ import annotations
@@ -155,7 +155,11 @@ def test_a_killed_primary_is_replaced_by_the_most_advanced_replica(tmp_path: Pat
     run(kill())
 
 
-def test_a_frozen_primary_that_wakes_up_acknowledges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["with its server", "without its server"])
+def test_a_primary_that_was_taken_for_dead_acknowledges_nothing_that_is_lost(
+    alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen whole, it goes on when its successor is long there. Where its server runs on, it is written to all the time."""
     monkeypatch.setattr("rekindle.supervisors.ward.SUSPECT_S", SUSPECT_S)
 
     async def freeze() -> None:
@@ -164,7 +168,7 @@ def test_a_frozen_primary_that_wakes_up_acknowledges_nothing(tmp_path: Path, mon
                 old, left = roles_in(await redis.until(is_replicated))
                 await writers.more(WRITES)
                 early = await Connection.open(old.result["address"])
-                redis.machines.freeze(old.incarnation)
+                redis.machines.freeze(old.incarnation, alone=alone)
                 await writers.more(WRITES)
                 new = check_failover(await redis.until(is_healed_and_replicated), left)
                 redis.machines.thaw(old.incarnation)
