@@ -76,8 +76,7 @@ class Machines(ProcessCluster):
     def freeze(self, incarnation: str, *, alone: bool = False) -> None:
         """SIGSTOP for all its processes; alone: only for the instance itself, what it has started runs on."""
         self._frozen[incarnation] = self.processes(incarnation)
-        for process in self._frozen[incarnation][: 1 if alone else None]:
-            process.send_signal(signal.SIGSTOP)
+        _send(self._frozen[incarnation][: 1 if alone else None], signal.SIGSTOP)
 
     def is_doomed(self, incarnation: str) -> bool:
         """Whether it was killed while it was frozen."""
@@ -85,8 +84,7 @@ class Machines(ProcessCluster):
 
     def thaw(self, incarnation: str) -> None:
         """SIGCONT for all its processes; it runs on as if nothing had happened, until `land`."""
-        for process in self._frozen[incarnation]:
-            process.send_signal(signal.SIGCONT)
+        _send(self._frozen[incarnation], signal.SIGCONT)
 
     async def land(self, incarnation: str) -> None:
         """What was done to it while it was frozen happens now; back when all its processes are gone."""
@@ -99,6 +97,13 @@ class Machines(ProcessCluster):
         """See `ProcessCluster`."""
         self._frozen.clear()
         await super().close()
+
+
+def _send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """A server's own children come and go."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def is_alive(process: psutil.Process) -> bool:
