@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
+SYSTEM := $(VENV)/.system
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
@@ -22,7 +23,7 @@ help: ## List the verbs
 demo: $(READY) ## Kill a node in front of your eyes and prove that nothing was lost; ARGS="--help"
 	$(BIN)/python -m examples.flights $(ARGS)
 
-test: $(READY) ## Run the tests; ARGS="-k snapshot" for some of them
+test: $(READY) $(SYSTEM) ## Run the tests; ARGS="-k snapshot" for some of them
 	$(BIN)/pytest $(ARGS)
 
 lint: $(READY) ## Check style, format and types
@@ -54,3 +55,11 @@ $(LOCKED): requirements.lock
 $(READY): $(LOCKED) pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
+
+# What the tests run that no Python package brings: installed where that may be, else its tests are skipped, loudly. They use
+# ports of their own, so a Redis service that comes with the package is not in the way.
+$(SYSTEM): $(LOCKED)
+	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server) || true
+	@if command -v redis-server >/dev/null; then touch $@; \
+	else echo "No redis-server, so its tests will be skipped. To have them run: sudo apt-get install redis-server"; fi

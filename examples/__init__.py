@@ -1,1 +1,1 @@
-"""Services as users write them, each runnable with `python -m examples.<name>` from the repository's root."""
+"""Services as users write them. Each has a README that says how to run it; flights is the demo (`make demo`)."""

@@ -1,12 +1,14 @@
 """The fixtures of every room.
 
-A test that asks for `kafka` or `kafka3` gets a real one and the mark `kafka`. Where none can be had it is skipped,
-loudly; under CI=true it fails, because there a check that did not run must not look like one that passed.
+A test that asks for `kafka` or `kafka3` gets a real one and the mark `kafka`; one that asks for `redis_server` runs where that
+is installed. Where they cannot be had it is skipped, loudly; under CI=true it fails, because there a check that did not run
+must not look like one that passed.
 """
 
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Literal, NoReturn
@@ -17,7 +19,8 @@ from tests.support.jars import KafkaMissing
 from tests.support.kafka import KafkaCluster
 
 _BROKERS = {"kafka", "three_brokers"}
-_MISSING = pytest.StashKey[str]()
+_MISSING = pytest.StashKey[dict[str, str]]()
+_KAFKA, _REDIS = "everything that needs a real Kafka", "the supervision of a real Redis"
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +64,20 @@ def _cluster(config: pytest.Config, brokers: Literal[1, 3]) -> Generator[KafkaCl
         else:
             yield cluster
             return
-    _do_without(config, reason)
+    _do_without(config, _KAFKA, reason)
 
 
-def _do_without(config: pytest.Config, reason: str) -> NoReturn:
+@pytest.fixture
+def redis_server(pytestconfig: pytest.Config) -> None:
+    """There is a `redis-server` to be started."""
+    if shutil.which("redis-server") is None:
+        _do_without(pytestconfig, _REDIS, "redis-server is not installed: apt-get install redis-server")
+
+
+def _do_without(config: pytest.Config, what: str, reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
-    config.stash[_MISSING] = reason
+    config.stash.setdefault(_MISSING, {})[what] = reason
     pytest.skip(reason)
 
 
@@ -80,7 +90,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Skips are easily overlooked: say at the end, in red, what was not tested and what to do about it."""
-    if reason := config.stash.get(_MISSING, None):
-        terminalreporter.section("NOT TESTED: everything that needs a real Kafka", red=True, bold=True)
+    missing = config.stash.setdefault(_MISSING, {})
+    for what, reason in missing.items():
+        terminalreporter.section(f"NOT TESTED: {what}", red=True, bold=True)
         terminalreporter.line(reason)
-        terminalreporter.line("For the tests of one broker you can give your own: REKINDLE_TEST_KAFKA=host:port")
+        if what == _KAFKA:
+            terminalreporter.line("For the tests of one broker you can give your own: REKINDLE_TEST_KAFKA=host:port")

@@ -58,6 +58,7 @@ from rekindle.supervisors.plans import (
     Cordon,
     Follow,
     Own,
+    Perform,
     Phase,
     Place,
     Plan,
@@ -69,6 +70,7 @@ from rekindle.supervisors.plans import (
     changed,
     standing_of,
 )
+from rekindle.supervisors.world import Told, latest
 
 CONTROL: Final = "control"
 KEY: Final = "control"
@@ -119,7 +121,8 @@ class NotNow(Rejected):
 class Control(Entity):
     """The one entity of the control log.
 
-    disturbed: by service, how often something has happened to it that a plan made before did not know of.
+    disturbed: by service, how often something has happened to it that a plan made before did not know of. told: by
+    service, what its sidecars have performed, as far as it has to be known (`world.latest`).
     """
 
     services: dict[str, list[Owned]] = {}
@@ -136,6 +139,7 @@ class Control(Entity):
     incidents: dict[int, Incident] = {}
     plans: dict[int, Plan] = {}
     disturbed: dict[str, int] = {}
+    told: dict[str, list[Told]] = {}
     restarts: dict[str, list[int]] = {}
     held: dict[str, int] = {}
     flaps: dict[str, list[int]] = {}
@@ -208,6 +212,8 @@ class Control(Entity):
             self._disturb(running.service)
         if gone.signal in OF_NODES:
             self._note_flap(running.node, gone.at_ms)
+        if running.service in self.told:
+            self.told[running.service] = latest(self.told[running.service], self.instances)
         for shard, owned in enumerate(self.services[running.service]):
             if gone.incarnation in owned.standbys:
                 owned.standbys = [name for name in owned.standbys if name != gone.incarnation]
@@ -258,6 +264,7 @@ class Control(Entity):
                 self.plans[number] = plan.model_copy(update={"standing": standing, "why": why, "ended_ms": ended})
             case Performed(plan=number, step=step, result=result):
                 self._edit(number, step, result=result)
+                self._remember(self.plans[number].step(step))
             case Forced(plan=number, step=step):
                 self._edit(number, step, forced=True)
             case Counted(restarts=restarts, held=held):
@@ -265,6 +272,14 @@ class Control(Entity):
                 self.held.update(held)
             case Said(saying=saying):
                 self.sayings = [*self.sayings, saying][-SAYINGS_KEPT:]
+
+    def _remember(self, step: Step) -> None:
+        """What was performed stays known when the plan is long forgotten; unless whoever did it is gone already."""
+        action = step.action
+        if isinstance(action, Perform) and (running := self.instances.get(action.incarnation)) is not None:
+            (value,) = step.result
+            one = Told(incarnation=action.incarnation, operation=action.operation, args=action.args, result=value)
+            self.told[running.service] = latest([*self.told.get(running.service, ()), one], self.instances)
 
     def _notice(self, incident: Incident) -> None:
         for service in sorted(_touched(self.incidents.get(incident.id), incident)):
@@ -482,8 +497,8 @@ class Control(Entity):
             self._assign(service, needed)
 
     @command
-    def perform(self, plan: int, step: int, result: Any) -> None:
-        """A step's operation was carried out."""
+    def perform(self, plan: int, step: int, result: list[Any]) -> None:
+        """A step's operation was carried out. result: one value, which may be None."""
         if plan in self.plans:
             self.emit(Performed(plan=plan, step=step, result=result))
 

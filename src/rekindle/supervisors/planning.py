@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rekindle.actors import Host
 from rekindle.events import RekindleError
-from rekindle.supervisors.checks import checked
+from rekindle.supervisors.checks import BadPlan, checked
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal
 from rekindle.supervisors.plans import Plan, Standing, is_done
@@ -25,6 +25,9 @@ PLAN_MAX_S: Final = 2.0
 
 POLICY_REST_MS: Final = 60_000
 """What goes wrong in a policy is said again after this time, not every time that it is asked."""
+
+UPKEEP_AGAIN_MS: Final = 60_000
+"""A service's own upkeep that has failed is left alone for so long: nothing has happened that it would be urgent for."""
 
 TEXT_MAX: Final = 500
 """Characters that are kept of what went wrong in a policy."""
@@ -56,6 +59,7 @@ class Planning:
         self.host = host
         self.policies = tuple(policies)
         self._thinking: set[int] = set()
+        self._failed: dict[str, int] = {}
 
     async def plans(self, control: Control, world: World, notice: Callable[[Evidence], Any]) -> list[Plan]:
         """A plan for each incident, and for each service, that has none and needs one."""
@@ -69,7 +73,7 @@ class Planning:
             for plan in await self.answers(incident, control, world, busy, notice):
                 found.append(_finished(plan, control, world, incident.id))
                 busy.update(plan.services)
-        for plan in _upkeep(world, busy):
+        for plan in await self._upkeep(control, world, busy, notice):
             found.append(_finished(plan, control, world, None))
             busy.update(plan.services)
         return found
@@ -112,9 +116,9 @@ class Planning:
         for service, policy in [*own, *((None, policy) for policy in self.policies)]:
             is_own = service is not None
             try:
-                plan = await self._ask(policy, incident, world) if is_own else policy.plan(incident, world)
+                plan = await self._asked(policy, incident, world, is_own=is_own)
             except Exception as error:  # noqa: BLE001 - a policy is the user's code; it must not end the controller
-                self._on_failed(policy, service or "", error, control, world, notice)
+                self._on_failed(f"policy {_name_of(policy)}: ", service or "", error, control, world, notice)
                 continue
             if plan is None or not taken.isdisjoint(plan.services) or not _wants_something(plan, world):
                 continue
@@ -122,23 +126,29 @@ class Planning:
                 return plan.model_copy(update={"is_own": is_own})
         return None
 
-    async def _ask(self, policy: Policy, incident: Incident, world: World) -> Plan | None:
-        """Ask a user's policy, in a thread: it may take its time, but nobody waits for more than `PLAN_MAX_S`.
+    async def _asked(self, policy: Policy, incident: Incident, world: World, *, is_own: bool) -> Plan | None:
+        if is_own:
+            return await self._ask(id(policy), world, lambda: policy.plan(incident, world))
+        return policy.plan(incident, world)
 
-        A thread cannot be stopped: until it is back its policy is passed over, or one after the other would be stuck.
+    async def _ask(self, key: int, world: World, function: Callable[[], Plan | None]) -> Plan | None:
+        """Ask a function of the user's, in a thread: it may take its time, but nobody waits for more than `PLAN_MAX_S`.
+
+        A thread cannot be stopped: until it is back, what has the same key is passed over, or one after the other would be
+        stuck. Raises `TooSlow`, `PolicyRaised`, `BadPlan`.
         """
-        if id(policy) in self._thinking:
+        if key in self._thinking:
             raise TooSlow("it was asked before and has not answered yet")
         answers: list[object] = []
 
         def ask() -> bytes:
-            self._thinking.add(id(policy))
+            self._thinking.add(key)
             try:
-                answers.append(policy.plan(incident, world))
+                answers.append(function())
             except BaseException as error:  # noqa: BLE001 - a SystemExit that comes out of a thread would end the loop
                 answers.append(error)
             finally:
-                self._thinking.discard(id(policy))
+                self._thinking.discard(key)
             return b""
 
         try:
@@ -152,7 +162,7 @@ class Planning:
 
     def _on_failed(
         self,
-        policy: Policy,
+        whose: str,
         service: str,
         error: Exception,
         control: Control,
@@ -160,12 +170,41 @@ class Planning:
         notice: Callable[[Evidence], Any],
     ) -> None:
         """What a policy did wrong is an incident of its own; said once for as long as that goes on."""
-        whose = f"policy {_name_of(policy)}: "
         text = whose + (_writable(str(error)) if isinstance(error, RekindleError) else _in_one_line(error))
         told = [e for i in control.open_incidents() if i.kind is Kind.POLICY_FAILED for e in i.evidence]
         if not any(e.service == service and e.text.startswith(whose) for e in told):
             self.host.say(f"{service or 'built in'}: {text}")
             notice(Evidence(at_ms=world.now_ms, signal=Signal.POLICY_FAILED, text=text, service=service))
+
+    async def _upkeep(
+        self, control: Control, world: World, busy: set[str], notice: Callable[[Evidence], Any]
+    ) -> list[Plan]:
+        """What is missing comes first; then what a service needs in its own words; then balance."""
+        free = [name for name in world.services if name not in busy]
+        first = missing(world, free)
+        plans = [first]
+        for name in free if not world.frozen else ():
+            if first is None or name not in first.services:
+                own = await self._own_upkeep(control, world, name, notice)
+                plans.append(own if own is not None else upkeep(world, name))
+        return [plan for plan in plans if plan is not None and _wants_something(plan, world)]
+
+    async def _own_upkeep(
+        self, control: Control, world: World, name: str, notice: Callable[[Evidence], Any]
+    ) -> Plan | None:
+        """What it needs in its own words; one that has failed is not asked again at once."""
+        function = world.services[name].spec.upkeep
+        if function is None or world.now_ms - self._failed.get(name, -UPKEEP_AGAIN_MS) < UPKEEP_AGAIN_MS:
+            return None
+        try:
+            plan = await self._ask(id(function), world, lambda: function(world, name))
+            if plan is not None and plan.services != [name]:
+                raise BadPlan(f"the upkeep of {name} speaks for {plan.services}")
+        except Exception as error:  # noqa: BLE001 - as for a policy
+            self._failed[name] = world.now_ms
+            self._on_failed("upkeep: ", name, error, control, world, notice)
+            return None
+        return plan if plan is not None and _wants_something(plan, world) else None
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""
@@ -246,14 +285,6 @@ def _finished(plan: Plan, control: Control, world: World, incident: int | None) 
     held = max((control.held.get(name, 0) for name in plan.services), default=0)
     plan = delayed(plan, held) if held > world.now_ms else plan
     return plan.model_copy(update={"incident": incident, "basis": basis, "standing": Standing.RUNNING})
-
-
-def _upkeep(world: World, busy: set[str]) -> list[Plan]:
-    free = [name for name in world.services if name not in busy]
-    first = missing(world, free)
-    taken = set(first.services) if first is not None else set[str]()
-    others = [upkeep(world, name) for name in free if name not in taken] if not world.frozen else []
-    return [plan for plan in (first, *others) if plan is not None and _wants_something(plan, world)]
 
 
 def _wants_something(plan: Plan, world: World) -> bool:

@@ -171,12 +171,18 @@ class LogThere(BaseModel):
     when: Literal["log"] = "log"
 
 
-Guard: TypeAlias = Annotated[Served | Enough | NotBefore | Ready | LogThere, Field(discriminator="when")]
+class ByHand(BaseModel):
+    """Never by itself: what it would do is an operator's to answer for. why: what there is to be known first."""
+
+    when: Literal["by-hand"] = "by-hand"
+    why: str
 
 
-def why_not(
-    guard: Served | Enough | NotBefore | Ready | LogThere, world: World, ending: Collection[str] = ()
-) -> str | None:
+AnyGuard: TypeAlias = Served | Enough | NotBefore | Ready | LogThere | ByHand
+Guard: TypeAlias = Annotated[AnyGuard, Field(discriminator="when")]
+
+
+def why_not(guard: AnyGuard, world: World, ending: Collection[str] = ()) -> str | None:
     """Why the step may not start yet; None if it may. ending: instances that are being stopped, and are still seen up."""
     match guard:
         case Served(service=name):
@@ -191,6 +197,8 @@ def why_not(
             return None if world.up(name) else f"no instance of {name} is up"
         case LogThere():
             return None if world.log_there else "the log is away"
+        case ByHand(why=why):
+            return why
 
 
 # --- step, phase, plan --------------------------------------------------------------------------------------------
@@ -381,7 +389,7 @@ def _begin(number: int, step: Step, world: World, ending: Collection[str]) -> Ch
     return Change(number, State.RUNNING, step.attempt + 1)
 
 
-def _blocked(guard: Served | Enough | NotBefore | Ready | LogThere, number: int, reason: str) -> str:
+def _blocked(guard: AnyGuard, number: int, reason: str) -> str:
     if isinstance(
         guard, NotBefore
     ):  # the same words for as long as it lasts: a record for each millisecond helps nobody

@@ -128,8 +128,9 @@ class Service:
     snapshot; without it events stay for ever. hang_s: seconds that one handler may hold an instance. standbys: how
     many follow each shard's log without owning it. needs: names of services, anywhere in the tree, that must be ready
     before this one starts. restart: whether it is restarted when it exits. priority: the higher recovers first.
-    min_active: instances below which no planned step may go. on_failure: policies, tried in order. sidecar: makes what
-    an instance of this name has beside its shards.
+    min_active: instances below which no planned step may go. on_failure: policies, tried in order. upkeep: what else the
+    service needs, also when nothing has failed: a pure function `(world, name) -> Plan | None`, asked when no instance,
+    owner or standby is missing. sidecar: makes what an instance of this name has beside its shards.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Service:
     priority: int = 0
     min_active: int = 1
     on_failure: Sequence[Any] = ()
+    upkeep: Callable[[Any, str], Any] | None = None
     sidecar: Callable[[str], Sidecar] | None = None
 
     def __post_init__(self) -> None:

@@ -72,13 +72,14 @@ def _service(control: Control, spec: Service, wards: Mapping[str, Ward], held: s
     mine = {name: ward for name, ward in wards.items() if ward.running.service == spec.name}
     shards = [_shard(n, o, spec, mine, (spec.name, n) in held) for n, o in enumerate(control.services[spec.name])]
     wanted = control.wanted.get(spec.name, spec.instances)
-    return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0))
+    told = tuple(control.told.get(spec.name, ()))
+    return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0), told)
 
 
 def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], held: bool) -> ShardView:
     ward = wards.get(owned.incarnation or "")
     served = ward is not None and ward.alive and ward.serving.get(number) == owned.number
-    behind = {name: _behind(number, ward, wards.get(name)) for name in owned.standbys} if owned.standbys else _NOBODY
+    behind = _behind(number, ward, {name: wards.get(name) for name in owned.standbys}) if owned.standbys else _NOBODY
     return ShardView(
         owned.incarnation if ward is not None else None,
         owned.number,
@@ -95,13 +96,15 @@ def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], 
 _NOBODY: Final[dict[str, int | None]] = {}
 
 
-def _behind(shard: int, owner: Ward | None, standby: Ward | None) -> int | None:
-    """How many commits a standby is behind what is known of the owner; None: it has not caught up."""
-    if standby is None or not standby.alive or shard not in standby.followed:
-        return None
-    position, caught_up = standby.followed[shard]
-    known = owner.positions.get(shard) if owner is not None else None
-    return max(0, known.sequence - position.sequence if known is not None else 0) if caught_up else None
+def _behind(shard: int, owner: Ward | None, standbys: Mapping[str, Ward | None]) -> dict[str, int | None]:
+    """How many commits each standby is behind what is known of the shard; None: it has not caught up.
+
+    What the other standbys have read is known, too: when the owner is dead, that is what one of them is promoted by.
+    """
+    read = {n: w.followed[shard] for n, w in standbys.items() if w is not None and w.alive and shard in w.followed}
+    owned = owner.positions.get(shard) if owner is not None else None
+    last = max([owned.sequence if owned is not None else 0, *(position.sequence for position, _ in read.values())])
+    return {name: last - read[name][0].sequence if name in read and read[name][1] else None for name in standbys}
 
 
 def ground_of(control: Control, sight: Sight) -> Ground:

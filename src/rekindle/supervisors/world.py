@@ -6,11 +6,33 @@ Policies, plans and placement are functions of it, so each can be tried on a wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from rekindle.supervisors.tree import Service, Supervisor
+
+
+class Told(BaseModel):
+    """An operation that an instance's sidecar has performed, and what that gave."""
+
+    incarnation: str
+    operation: str
+    args: dict[str, Any] = {}
+    result: Any = None
+
+
+def latest(told: Sequence[Told], living: Container[str]) -> list[Told]:
+    """What has to be known of what was performed, the latest last: of each instance and operation the last one; and of who
+    is gone, what nobody has performed since."""
+    found: list[Told] = []
+    for one in reversed(told):
+        later = [other.incarnation for other in found if other.operation == one.operation]
+        if not later or (one.incarnation in living and one.incarnation not in later):
+            found.append(one)
+    return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +84,14 @@ class ShardView:
 
 @dataclass(frozen=True, slots=True)
 class ServiceView:
-    """A service. wanted: instances that it is to have. disturbed: how often something has happened to it."""
+    """A service. wanted: instances that it is to have. disturbed: how often something has happened to it. told: what its
+    sidecars have performed (`latest`): decided facts, which outlive plans, incidents and controllers."""
 
     spec: Service
     shards: Sequence[ShardView] = ()
     wanted: int = 1
     disturbed: int = 0
+    told: Sequence[Told] = ()
 
     @property
     def name(self) -> str:

@@ -1,0 +1,1 @@
+"""Services that need each other: they restart together, in the order of their needs."""

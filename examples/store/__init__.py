@@ -1,0 +1,1 @@
+"""A sharded store: many keys, each of them can be anywhere."""
