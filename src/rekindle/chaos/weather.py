@@ -219,9 +219,11 @@ class Weather:
         return self.world.operate(lambda control: [("pause", [plan.id]) for plan in control.active_plans()])
 
     def tidy_up(self, control: Control) -> list[Verb]:
-        """As it was declared: all nodes may be used, nothing is paused."""
+        """As it was declared: all nodes may be used, nothing is paused or kept down."""
         uncordoned: list[Verb] = [("uncordon", [node]) for node in sorted(control.cordoned)]
-        return [*uncordoned, *resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]
+        refused = [shard for shard, owned in enumerate(control.services[SERVICE]) if owned.refused is not None]
+        allowed: list[Verb] = [("allow", [SERVICE, shard]) for shard in refused]
+        return [*uncordoned, *allowed, *resumed(control), ("scale", [SERVICE, max(INSTANCES) - 1])]
 
 
 def resumed(control: Control) -> list[Verb]:

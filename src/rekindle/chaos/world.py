@@ -286,10 +286,7 @@ class World:
             if self.operated == OPERATED_MAX:
                 return
             self.operated += 1
-            self.note("=", "the operator starts another controller")
-            for controller in tuple(self.controllers):
-                controller.kill()
-            await asyncio.sleep(LATE_S)
+            self.note("=", "the operator allows what is kept down")
             self.operate(self.weather.tidy_up)
 
     async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:

@@ -87,7 +87,9 @@ class Acting:
             if node is None:
                 self._fail(key, f"node {node_name} is gone")
                 return
-            self.starting[incarnation] = InstanceView(incarnation, service, node.name, node.zone, up=False)
+            self.starting[incarnation] = InstanceView(
+                incarnation, service, node.name, node.zone, up=False, started_ms=controller.decisions.now_ms()
+            )
             async with self._spawns:
                 spawned = await controller.cluster.spawn(service, incarnation, node)
             running = Running(

@@ -24,13 +24,13 @@ from rekindle.events import RekindleError
 from rekindle.supervisors.acting import Acting
 from rekindle.supervisors.cluster import Cluster, Node
 from rekindle.supervisors.control import DEATHS_MAX
-from rekindle.supervisors.decided import Owned, Position, Running
+from rekindle.supervisors.decided import Counted, Gone, Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
 from rekindle.supervisors.incidents import Evidence, Incident, Kind, Signal, begin, grown, home_of
 from rekindle.supervisors.orders import Orders
 from rekindle.supervisors.parts import homes
 from rekindle.supervisors.planning import Planning
-from rekindle.supervisors.plans import Place, Plan, Standing, State, Stop, advance
+from rekindle.supervisors.plans import Place, Plan, Standing, State, Step, Stop, advance
 from rekindle.supervisors.restarts import on_exit
 from rekindle.supervisors.tree import Supervisor
 from rekindle.supervisors.view import Sight, ground_of, world_of
@@ -136,11 +136,12 @@ class Controller:
     async def _begin(self) -> None:
         """Declare what is to run, adopt what runs already."""
         self.host.say(f"controller {self.name} leads {self.app!r} with term {self.decisions.term}")
+        was_ended = self.decisions.control.ended
         await self.decisions.decide("lead", self.name, *self.addresses)
         for service in self.services.values():
             await self.decisions.decide("declare", service.name, service.shards, service.instances)
-            for shard, owned in enumerate(self._owned(service.name)):
-                if owned.refused is not None:  # whoever starts a controller has had a look
+            for shard, owned in enumerate(self._owned(service.name) if was_ended else ()):
+                if owned.refused is not None:  # whoever brings an application up again has had a look
                     await self.decisions.decide("refuse", service.name, shard, None)
         try:
             self.nodes = await self.cluster.nodes()
@@ -290,6 +291,7 @@ class Controller:
         self._bury()
         self._hear_lost()
         self._notice_slow()
+        self._notice_gone()
         world = self.world()
         self._conclude(world)
         await self._plan(world)
@@ -315,33 +317,56 @@ class Controller:
         return any(now_ms - incident.changed_ms < FREEZE_MS for incident in mass)
 
     def _bury(self) -> None:
-        """Write down who is dead, then have it killed: a dead one that still runs is fenced, not feared."""
+        """Write down who is dead, then have it killed: a dead one that still runs is fenced, not feared.
+
+        What looks like the death of an instance may be that of its node: all that died are noticed first, then each is
+        buried as what the incident looks like by then.
+        """
         now = asyncio.get_running_loop().time()
-        for ward in [ward for ward in self.wards.values() if ward.dead is not None]:
-            if not ward.proven and self._moved_on_suspicion(ward, now):
-                self.acting.kill(ward.incarnation)
-                continue
-            self._note_suspicion(ward, now)
+        dead = [ward for ward in self.wards.values() if ward.dead is not None and self._may_bury(ward, now)]
+        for ward in dead:
             del self.wards[ward.incarnation]
-            blamed, replaying = ward.blamed(), self._blamed_replays(ward)
-            self.host.say(
-                f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}"
-            )
-            self._degraded.setdefault(ward.running.service, (now, ward.incarnation))
             self._died_on[ward.running.node] = self.decisions.now_ms()
-            self._floors.update(((ward.running.service, shard), floor) for shard, floor in ward.positions.items())
             self._published = False
-            if self._is_being_stopped(ward.incarnation):
+        crashed = [ward for ward in dead if not self._is_being_stopped(ward.incarnation)]
+        numbers = [self._notice(self._evidence(ward, ward.signal, ward.dead or "")) for ward in crashed]
+        for ward in dead:
+            if ward not in crashed:
                 self.decisions.put("stopped", ward.incarnation, ward.dead or "")
-                continue
-            known = self.decisions.control.poison()
-            self.decisions.put("gone", ward.incarnation, ward.dead or "", replaying, blamed, ward.signal)
-            self._notice_death(ward)
+        for ward, number in zip(crashed, numbers, strict=True):
+            self._bury_crashed(ward, number, now)
+
+    def _may_bury(self, ward: Ward, now: float) -> bool:
+        if not ward.proven and self._moved_on_suspicion(ward, now):
             self.acting.kill(ward.incarnation)
-            for session, number, text in dict.fromkeys(blamed):
-                if (session, number) in self.decisions.control.poison() and (session, number) not in known:
-                    self.host.say(f"poison: {text} is not run again, {DEATHS_MAX} instances died of it")
-            self._notice_poison(ward.running.service)
+            return False
+        self._note_suspicion(ward, now)
+        return True
+
+    def _bury_crashed(self, ward: Ward, number: int, now: float) -> None:
+        control, service = self.decisions.control, ward.running.service
+        blamed, replaying = ward.blamed(), self._blamed_replays(ward)
+        self.host.say(f"{ward.incarnation} at {ward.running.address} is dead: {ward.dead}{_named(blamed, replaying)}")
+        self._degraded.setdefault(service, (now, ward.incarnation))
+        self._floors.update(((service, shard), floor) for shard, floor in ward.positions.items())
+        known, refused = control.poison(), len(control.open_incidents())
+        gone = Gone(
+            incarnation=ward.incarnation,
+            reason=ward.dead or "",
+            replaying=replaying,
+            commands=blamed,
+            signal=ward.signal,
+        )
+        incident = control.incidents[number]
+        of_its_own = incident.kind in _OWN_FAULT and service in self.services
+        counted = self._count_exit(service, abnormal=ward.signal is not Signal.ENDED) if of_its_own else None
+        self.decisions.put("bury", gone, incident, *(counted or (Counted(restarts=control.restarts), [])))
+        self.acting.kill(ward.incarnation)
+        for session, call, text in dict.fromkeys(blamed):
+            if (session, call) in control.poison() and (session, call) not in known:
+                self.host.say(f"poison: {text} is not run again, {DEATHS_MAX} instances died of it")
+        for poison in control.open_incidents()[refused:]:
+            self.host.say(f"{service}/{poison.evidence[0].shard} is kept down: {poison.evidence[0].text}")
 
     def _is_being_stopped(self, incarnation: str) -> bool:
         """Whether a plan is ending it, perhaps one of a controller that has died over it."""
@@ -389,13 +414,8 @@ class Controller:
             zone=zone,
         )
 
-    def _notice_death(self, ward: Ward) -> None:
-        number = self._notice(self._evidence(ward, ward.signal, ward.dead or ""))
-        if self.decisions.control.incidents[number].kind in _OWN_FAULT and ward.running.service in self.services:
-            self._count_exit(ward.running.service, number, abnormal=ward.signal is not Signal.ENDED)
-
-    def _count_exit(self, service: str, incident: int | None, *, abnormal: bool = True) -> None:
-        """OTP's rules: what is restarted with it, how soon, and whether a supervisor gives up over it."""
+    def _count_exit(self, service: str, *, abnormal: bool = True) -> tuple[Counted | None, list[str]]:
+        """OTP's rules: what is restarted with it, how soon, and whether a supervisor gives up over it. None: nothing."""
         control, now_ms = self.decisions.control, self.decisions.now_ms()
         verdict = on_exit(self.root, control.restarts, service, abnormal=abnormal, now_ms=now_ms, chance=self._chance())
         for name in verdict.gave_up:
@@ -405,24 +425,12 @@ class Controller:
                 f"the root {self.root.name} would end the application: {service} waits, an operator is needed"
             )
             delay_ms = round(self.root.backoff.max_s * 1000)
-            self.decisions.put("count_restarts", control.restarts, {service: now_ms + delay_ms}, incident, [])
-        elif verdict.by is None:
+            return Counted(restarts=control.restarts, held={service: now_ms + delay_ms}), []
+        if verdict.by is None:
             self.host.say(f"{service}: this exit is not followed by a restart ({self.services[service].restart.value})")
-            self.decisions.put("retire", service)
-        else:
-            held = dict.fromkeys(verdict.start, now_ms + verdict.delay_ms) if verdict.delay_ms else {}
-            self.decisions.put("count_restarts", verdict.history, held, incident, verdict.stop)
-
-    def _notice_poison(self, service: str) -> None:
-        for shard, owned in enumerate(self._owned(service)) if service in self.services else ():
-            if owned.deaths >= DEATHS_MAX and owned.refused is None:
-                reason = f"poison: its replay was running at the death of {owned.deaths} instances"
-                self.host.say(f"{service}/{shard} is kept down: {reason}")
-                self._notice(
-                    Evidence(
-                        at_ms=self.decisions.now_ms(), signal=Signal.POISON, text=reason, service=service, shard=shard
-                    )
-                )
+            return None, []
+        held = dict.fromkeys(verdict.start, now_ms + verdict.delay_ms) if verdict.delay_ms else {}
+        return Counted(restarts=verdict.history, held=held), verdict.stop
 
     def _notice_slow(self) -> None:
         """An instance whose loop lags far behind its peers': gray, not dead."""
@@ -430,6 +438,14 @@ class Controller:
             for ward in [ward for ward in self.wards.values() if ward.running.service == name and ward.is_gray]:
                 self._notice(self._evidence(ward, Signal.SLOW, f"its loop lags by {ward.lag_ms} ms"))
                 ward.is_gray = False
+
+    def _notice_gone(self) -> None:
+        """What was taken for the death of instances was that of their node."""
+        incidents, names = self.decisions.control.open_incidents(), {node.name for node in self.nodes}
+        died_on = {node for incident in incidents for node in incident.deaths}
+        for node in sorted(died_on - names - {node for incident in incidents for node in incident.gone}):
+            text = f"node {node} is gone"
+            self._notice(Evidence(at_ms=self.decisions.now_ms(), signal=Signal.NODE_GONE, text=text, node=node))
 
     def _hear_lost(self) -> None:
         """Instances that gave up a shard by themselves; and shards that were left alone for long enough."""
@@ -523,11 +539,20 @@ class Controller:
                 self.changed.set()
 
     def _on_failed(self, number: int) -> None:
-        """A plan that failed counts as an exit of what it was for: the next one waits, longer each time."""
+        """A plan that failed counts as an exit of the services that it failed for: the next one waits, longer each time."""
         plan = self.decisions.control.plans[number]
         self.host.say(f"plan {number} ({plan.cause}) failed: {plan.why}")
-        for service in plan.services:
-            self._count_exit(service, None)
+        failed = [step for _, _, step in plan.steps() if step.state is State.FAILED]
+        for service in sorted({name for step in failed if (name := self._service_of(step)) is not None}):
+            counted, _ = self._count_exit(service)
+            if counted is not None:
+                self.decisions.put("count_restarts", counted.restarts, counted.held, None, [])
+
+    def _service_of(self, step: Step) -> str | None:
+        """The service that a step is about, if it is one that is to run."""
+        running = self.decisions.control.instances.get(getattr(step.action, "incarnation", ""))
+        name = getattr(step.action, "service", None) if running is None else running.service
+        return name if name in self.services else None
 
     # --- acting ------------------------------------------------------------------------------------------------
 
