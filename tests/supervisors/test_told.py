@@ -156,7 +156,8 @@ async def test_an_upkeep_that_fails_is_noticed_and_left_alone_for_a_while() -> N
 @in_loop
 async def test_an_upkeep_speaks_for_its_own_service_only() -> None:
     def nobodys(_: World, __: str) -> Plan | None:
-        return Plan(policy="own", cause="a test", services=[], phases=[])
+        phases = [Phase(name="more", steps=[Step(action=Cordon(node="n", reason="a test"))])]
+        return Plan(policy="own", cause="a test", services=[], phases=phases)
 
     policies, (noticed,) = await asked(Planning(await host()), world(nobodys))
     assert policies == []
