@@ -41,6 +41,10 @@ TICK_S: Final = 0.05
 ROUND_S: Final = 0.25
 """While a plan or an incident goes on there is a round at least this often: deadlines pass without a word."""
 
+REPORT_S: Final = 5e-6
+"""For each shard there is: so long the report that one is served waits for others, because a round looks at all shards. A
+death waits for nothing."""
+
 SUSPICION_ONCE_IN_S: Final = 10.0
 """A shard moves on suspicion at most once in this time; then it needs proof (a closed connection, the cluster's word)."""
 
@@ -99,6 +103,7 @@ class Controller:
         self._died_on: dict[str, int] = {}
         self._served: set[str] = set()
         self._published = False
+        self._looking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -195,10 +200,22 @@ class Controller:
 
     def watch(self, incarnation: str, running: Running) -> Ward:
         """Have an eye on an instance."""
-        ward = self.wards[incarnation] = Ward(incarnation, running, self.host.wire, self.host.token, self.changed.set)
+        host = self.host
+        ward = Ward(incarnation, running, host.wire, host.token, self.changed.set, self._on_report)
+        self.wards[incarnation] = ward
         self.spawn(ward.run())
         self.spawn(self._watch_cluster(ward))
         return ward
+
+    def _on_report(self) -> None:
+        """One more shard is served: look at it together with those that follow."""
+        if self._looking is None:
+            pause_s = REPORT_S * sum(service.shards for service in self.services.values())
+            self._looking = asyncio.get_running_loop().call_later(pause_s, self._look_at_reports)
+
+    def _look_at_reports(self) -> None:
+        self._looking = None
+        self.changed.set()
 
     async def _watch_cluster(self, ward: Ward) -> None:
         ward.die(await self.cluster.watch(ward.incarnation), proven=True, signal=Signal.SAID_DEAD)

@@ -15,6 +15,7 @@ from rekindle.actors.frames import ASSIGN, FOLLOW, RELEASE, TABLE, frame
 from rekindle.supervisors.control import Control
 from rekindle.supervisors.decided import Owned
 from rekindle.supervisors.tree import Service
+from rekindle.supervisors.view import sum_of
 from rekindle.supervisors.ward import Ward
 
 Floors: TypeAlias = Callable[[str], Mapping[int, Floor]]
@@ -77,7 +78,7 @@ class Orders:
 
     def _wishes(self, service: str, owned: Sequence[Owned], wards: Mapping[str, Ward]) -> list[Wish]:
         priority = -self.services[service].priority
-        asked = _asked(wards.values())
+        asked = sum_of(ward.asked for ward in wards.values())
         return [
             Wish((priority, -asked.get(shard, 0), shard), service, shard, ward.incarnation, ward.running.node)
             for shard, o in enumerate(owned)
@@ -164,12 +165,3 @@ def _promoted(ward: Ward, owned: Sequence[Owned]) -> list[int]:
         for shard in ward.following
         if owned[shard].incarnation == ward.incarnation and ward.sent.get(shard) != owned[shard].number
     ]
-
-
-def _asked(wards: Iterable[Ward]) -> dict[int, int]:
-    """Calls that came for shards which are not served."""
-    asked: dict[int, int] = {}
-    for ward in wards:
-        for shard, count in ward.asked.items():
-            asked[shard] = asked.get(shard, 0) + count
-    return asked

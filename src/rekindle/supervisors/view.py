@@ -70,13 +70,17 @@ def _is_up(ward: Ward | None) -> bool:
 
 def _service(control: Control, spec: Service, wards: Mapping[str, Ward], held: set[tuple[str, int]]) -> ServiceView:
     mine = {name: ward for name, ward in wards.items() if ward.running.service == spec.name}
-    shards = [_shard(n, o, spec, mine, (spec.name, n) in held) for n, o in enumerate(control.services[spec.name])]
+    asked = sum_of(ward.asked for ward in mine.values())
+    shards = [
+        _shard(n, o, spec, mine, (spec.name, n) in held, asked.get(n, 0))
+        for n, o in enumerate(control.services[spec.name])
+    ]
     wanted = control.wanted.get(spec.name, spec.instances)
     told = tuple(control.told.get(spec.name, ()))
     return ServiceView(spec, shards, wanted, control.disturbed.get(spec.name, 0), told)
 
 
-def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], held: bool) -> ShardView:
+def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], held: bool, asked: int) -> ShardView:
     ward = wards.get(owned.incarnation or "")
     served = ward is not None and ward.alive and ward.serving.get(number) == owned.number
     behind = _behind(number, ward, {name: wards.get(name) for name in owned.standbys}) if owned.standbys else _NOBODY
@@ -88,9 +92,18 @@ def _shard(number: int, owned: Owned, spec: Service, wards: Mapping[str, Ward], 
         behind,
         owned.refused,
         held or owned.deaths >= DEATHS_MAX,
-        sum(ward.asked.get(number, 0) for ward in wards.values()) if not served else 0,
+        asked if not served else 0,
         min(owned.position.sequence if owned.position else 0, spec.snapshot_every * SNAPSHOT_LAG),
     )
+
+
+def sum_of(counts: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    """What several have counted, together."""
+    total: dict[int, int] = {}
+    for counted in counts:
+        for what, count in counted.items():
+            total[what] = total.get(what, 0) + count
+    return total
 
 
 _NOBODY: Final[dict[str, int | None]] = {}

@@ -63,10 +63,18 @@ class Ward:
     the takeover took. began: suspect work that it has begun and not ended. sent, following: what it was told to own, and to
     follow. followed: how far it has followed, and whether it has caught up. asked: calls that came for shards that it does
     not serve.
+
+    changed: is told that there is something to look at; reported: that one more shard is served, which can wait for others.
     """
 
     def __init__(
-        self, incarnation: str, running: Running, wire: Wire, token: str | None, changed: Callable[[], None]
+        self,
+        incarnation: str,
+        running: Running,
+        wire: Wire,
+        token: str | None,
+        changed: Callable[[], None],
+        reported: Callable[[], None] | None = None,
     ) -> None:
         self.incarnation = incarnation
         self.running = running
@@ -91,6 +99,7 @@ class Ward:
         self._wire = wire
         self._token = token
         self._changed = changed
+        self._reported = reported or changed
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(ORDERS_MAX)
         self._loop = asyncio.get_running_loop()
         self._slow_looks = 0
@@ -170,6 +179,8 @@ class Ward:
                     self.serving[shard] = number
                     self.took[shard] = self._loop.time(), Took(*took)
                     self.positions[shard] = Floor(*position)
+                    self._reported()
+                    continue
                 case [kind, shard, number, reason, error, position, seen] if kind == LOST:
                     self.serving.pop(shard, None)
                     self.lost.append((shard, number, reason, error, seen))
