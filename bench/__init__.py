@@ -23,10 +23,10 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     from bench.table import Row
@@ -37,6 +37,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 READY_S = 60.0
 """How long a child may take until its first line of output."""
 
+_S = TypeVar("_S")
 _PARENT = "REKINDLE_BENCH_PARENT"
 _PR_SET_PDEATHSIG = 1
 
@@ -50,6 +51,8 @@ class Run:
     """A broker that is already there; without one, the first `kafka()` starts a test broker for the run."""
 
     _children: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _stage: tuple[object, Any] | None = None
+    _curtain: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
     def warmup_s(self) -> float:
@@ -66,11 +69,26 @@ class Run:
             self.bootstrap = await first_line(await self._children.enter_async_context(broker))
         return self.bootstrap
 
+    async def staged(self, key: object, build: Callable[[], AbstractAsyncContextManager[_S]]) -> _S:
+        """What several benchmarks in a row are played on, and what takes long to build: kept until one asks for another."""
+        if self._stage is None or self._stage[0] != key:
+            await self.strike()
+            self._stage = (key, await self._curtain.enter_async_context(build()))
+        return cast(_S, self._stage[1])
+
+    async def strike(self) -> None:
+        """Take down what `staged` has built, if there is something."""
+        self._stage = None
+        await self._curtain.aclose()
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._children.aclose()
+        try:
+            await self.strike()
+        finally:
+            await self._children.aclose()
 
 
 Rows: TypeAlias = "Iterator[Row] | AsyncIterator[Row]"

@@ -44,9 +44,25 @@ async def run_all(names: list[str], run: Run) -> list[str]:
             except Exception:  # noqa: BLE001  (whatever it is, it costs that benchmark only)
                 traceback.print_exc()
                 failed.append(name)
+                await clear(run)
     table.write(rows, QUICK_RESULTS if run.quick else RESULTS)
     table.show(rows, f"{os.cpu_count()} cores; load average {begun} before, {load_average()} after")
     return failed
+
+
+async def clear(run: Run) -> None:
+    """Whatever state a failed benchmark has left, the next one gets a stage of its own."""
+    try:
+        await run.strike()
+    except Exception:  # noqa: BLE001  (as above)
+        traceback.print_exc()
+
+
+def named(words: list[str]) -> list[str]:
+    """The benchmarks that words name: each its own, or those below it (`supervision`: `supervision-nodes` and so on)."""
+    return [
+        name for name in BENCHMARKS if not words or any(name == word or name.startswith(f"{word}-") for word in words)
+    ]
 
 
 def load_average() -> str:
@@ -62,11 +78,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"short windows: a look, kept in {QUICK_RESULTS.name}")
     parser.add_argument("--bootstrap", help="a broker that is already there (default: start a test broker)")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(BENCHMARKS)
+    unknown = [word for word in arguments.names if not named([word])]
     if unknown:
-        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     run = Run(quick=arguments.quick, bootstrap=arguments.bootstrap)
-    failed = asyncio.run(run_all(arguments.names or list(BENCHMARKS), run))
+    failed = asyncio.run(run_all(named(arguments.names), run))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekindle import App, Entity, Event, Rejected, Service, Supervisor, command, query
+from rekindle import App, Backoff, Entity, Event, Rejected, Service, Supervisor, command, query
 
 SHARDS = 8
 
@@ -61,3 +61,16 @@ fsync_app = _app("bench-fsync", SHARDS, 1)
 one_shard_app = _app("bench-one", 1, 1)
 takeover_app = _app("bench-takeover", 64, 2)
 """32 shards on each of two instances."""
+
+
+def _killed_app(name: str, shards: int, instances: int, standbys: int) -> App:
+    """An application that is killed again and again: no restart of it waits long, and none is one too many."""
+    service = Service("stock", Stock, shards=shards, instances=instances, standbys=standbys)
+    backoff = Backoff(first_s=0.05, factor=1.0, max_s=0.05)
+    return App(name, tree=Supervisor("bench", max_restarts=1_000, backoff=backoff, children=[service]))
+
+
+standby_app = _killed_app("bench-killed", shards=32, instances=3, standbys=1)
+bare_app = _killed_app("bench-killed", shards=32, instances=3, standbys=0)
+"""The same log, without standbys."""
+cold_app = _killed_app("bench-cold", shards=1_000, instances=4, standbys=0)

@@ -23,10 +23,11 @@ from rekindle.actors.errors import (
     TokenRefused,
     WireError,
 )
+from rekindle.actors.follower import Follower
 from rekindle.actors.host import Host, Hosted
 from rekindle.actors.instance import Instance, require_token
 from rekindle.actors.owner import Assignment, Owner, Surroundings, Took
-from rekindle.actors.replay import Floor, load_snapshot
+from rekindle.actors.replay import NO_FLOOR, Floor, load_snapshot
 from rekindle.actors.replica import Replica
 from rekindle.actors.routes import Route, Table
 from rekindle.actors.shard import Phase, Shard
@@ -34,6 +35,7 @@ from rekindle.actors.sidecar import Sidecar
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, WebsocketWire, Wire
 
 __all__ = [
+    "NO_FLOOR",
     "Assignment",
     "BadRequest",
     "Beacon",
@@ -49,6 +51,7 @@ __all__ = [
     "EntityQuarantined",
     "EntityType",
     "Floor",
+    "Follower",
     "Host",
     "Hosted",
     "Instance",

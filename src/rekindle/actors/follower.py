@@ -86,13 +86,19 @@ class Follower:
     async def hand_over(self, end: int) -> Replica | None:
         """End; the state, with everything below offset `end` read if that comes soon. None: it is of no use."""
         if self.caught_up:
-            self._wanted = end
-            self._look()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HAND_OVER_MAX_S):
-                    await self._reached.wait()
+            await self.wait_for(end)
         self.end()
         return self.replica if self.caught_up else None
+
+    async def wait_for(self, end: int) -> bool:
+        """Whether everything below offset `end` is read, now or within `HAND_OVER_MAX_S`."""
+        self._wanted = end
+        self._reached.clear()
+        self._look()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_MAX_S):
+                await self._reached.wait()
+        return self.replica.fold.offset >= end
 
     def _look(self) -> None:
         if self._wanted is not None and self.replica.fold.offset >= self._wanted:

@@ -15,9 +15,9 @@ from typing import Final
 
 from rekindle.actors import Closed, ConnectFailed, Connection, Host, Replica
 from rekindle.supervisors.cluster import Cluster
-from rekindle.supervisors.control import KEY, Control, control_log
+from rekindle.supervisors.control import KEY, Control
 from rekindle.supervisors.controller import Controller
-from rekindle.supervisors.decisions import NotLeading
+from rekindle.supervisors.decisions import Decisions, NotLeading
 from rekindle.supervisors.tree import Supervisor
 
 PULSE_S: Final = 0.1
@@ -56,27 +56,37 @@ class Candidate:
         """Stand by and lead until the application is stopped; why it ended. Raises `RekindleError` if it cannot go on."""
         beacon = self.host.wire.beacon(bind, self.host.token, self.name.encode, PULSE_S)
         try:
-            while await self.wait_vacant():
-                controller = Controller(
-                    self.app, self.root, self.cluster, self.host, self.name, self.console, beacon.address
-                )
-                self.on_leading(controller)
-                with suppress(NotLeading):
-                    reason = await controller.run()
-                    if controller.is_stopped:
+            while True:
+                decisions = Decisions(self.app, self.name, self.host)
+                try:
+                    if not await self._wait_vacant(decisions):
+                        return "the application was stopped"
+                    reason = await self._lead(decisions, beacon.address)
+                    if reason is not None:
                         return reason
-                    self.host.say(f"controller {self.name} stands by: {reason}")
-            return "the application was stopped"
+                finally:
+                    decisions.resign()
         finally:
             beacon.close()
 
-    async def wait_vacant(self) -> bool:
+    async def _lead(self, decisions: Decisions, beacon: str) -> str | None:
+        """Lead with what was followed until now; why the application was stopped, None if it was not."""
+        controller = Controller(
+            self.app, self.root, self.cluster, self.host, self.name, self.console, beacon, decisions
+        )
+        self.on_leading(controller)
+        with suppress(NotLeading):
+            reason = await controller.run()
+            if controller.is_stopped:
+                return reason
+            self.host.say(f"controller {self.name} stands by: {reason}")
+        return None
+
+    async def _wait_vacant(self, decisions: Decisions) -> bool:
         """Return when nobody leads; False: nobody is to lead any more, the application was stopped."""
-        replica = Replica(control_log(self.app), 0, self.host.log, self.host.snapshots, self.host.say)
-        await replica.load()
         looks = 0
         while True:
-            await replica.read()
+            replica = await decisions.read()
             control = replica.entity(KEY)
             assert control is None or isinstance(control, Control), f"the control log holds {control!r}"
             if control is None or control.ended or replica.fold.incarnation in ("", self.name):
@@ -91,7 +101,7 @@ class Candidate:
                 continue
             claim = replica.fold.term
             await self._watch(control.beacon)
-            await replica.read()
+            replica = await decisions.read()
             if replica.fold.term == claim and not self._is_ended(replica):
                 return True
             looks = 0

@@ -71,10 +71,18 @@ _OWN_FAULT: Final = frozenset({Kind.INSTANCE_CRASH, Kind.INSTANCE_HANG})
 
 
 class Controller:
-    """Runs the services of one application."""
+    """Runs the services of one application. decisions: those that were followed until now, if they were."""
 
     def __init__(
-        self, app: str, root: Supervisor, cluster: Cluster, host: Host, name: str, console: str = "", beacon: str = ""
+        self,
+        app: str,
+        root: Supervisor,
+        cluster: Cluster,
+        host: Host,
+        name: str,
+        console: str = "",
+        beacon: str = "",
+        decisions: Decisions | None = None,
     ) -> None:
         self.app = app
         self.root = root
@@ -83,7 +91,7 @@ class Controller:
         self.host = host
         self.name = name
         self.addresses = (console, beacon)
-        self.decisions = Decisions(app, name, host)
+        self.decisions = decisions or Decisions(app, name, host)
         self.orders = Orders(list(self.services.values()))
         self.planning = Planning(host)
         self.acting = Acting(self)

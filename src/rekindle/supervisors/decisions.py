@@ -1,16 +1,22 @@
-"""The controller's hand on the control log: it claims it, and a decision exists once its commit is verified."""
+"""The controller's hand on the control log: followed while it stands by, claimed while it leads.
+
+A decision exists once its commit is verified. Whoever has followed the log leads with what it has in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from rekindle.actors import Assignment, Host, Owner, Phase, Replica, Surroundings
+from rekindle.actors import NO_FLOOR, Assignment, Follower, Host, Owner, Phase, Replica, Surroundings
 from rekindle.actors.outcomes import MOVED, result_of
 from rekindle.actors.requests import Request
-from rekindle.events import RekindleError, session_name, unpack
+from rekindle.events import LogUnavailable, RekindleError, session_name, unpack
 from rekindle.supervisors.control import KEY, Control, control_log
+
+READS_MAX: Final = 240
+"""How often a follower of the control log that does not get on is waited for (`HAND_OVER_MAX_S`, so a minute altogether)."""
 
 
 class NotLeading(RekindleError):
@@ -25,6 +31,9 @@ class Decisions:
         self.name = name
         self.host = host
         self.executing: Request | None = None
+        self._around = Surroundings(host.log, host.snapshots, self.now_ms, host.spawn, host.offload, self, host.say)
+        self._follower: Follower | None = None
+        self._unfollowed: RekindleError | None = None
         self._owner: Owner | None = None
         self._count = 0
         self._put: list[asyncio.Future[Any]] = []
@@ -32,16 +41,33 @@ class Decisions:
         self._session = b""
         self._futures: dict[int, asyncio.Future[Any]] = {}
 
+    async def read(self) -> Replica:
+        """Everything that is decided now; it is followed from the first time on. Raises `LogError`."""
+        follower = self._follower
+        if follower is None:
+            follower = self._follower = Follower(
+                self.hosted, 0, NO_FLOOR, self._around, asyncio.Semaphore(), lambda _: None
+            )
+            follower.begin(self._on_unfollowed)
+        end = (await self.host.log.bounds(self.hosted.partition(0))).end
+        for _ in range(READS_MAX):
+            if await follower.wait_for(end):
+                return follower.replica
+            if self._unfollowed is not None:
+                raise self._unfollowed
+        raise LogUnavailable(f"the control log cannot be read from {follower.position} to offset {end}")
+
+    def _on_unfollowed(self, _: Follower, error: RekindleError) -> None:
+        self._unfollowed = error
+
     async def lead(self) -> None:
         """Claim with the number in force + 1. Raises `NotLeading` if somebody else claims meanwhile."""
         host = self.host
-        replica = Replica(self.hosted, 0, host.log, host.snapshots, host.say)
-        await replica.load()
-        await replica.read()
+        replica = await self.read()
         self._ahead_ms = max(0, replica.fold.time - host.now_ms())
-        around = Surroundings(host.log, host.snapshots, self.now_ms, host.spawn, host.offload, self, host.say)
         assignment = Assignment(0, replica.fold.assignment + 1)
-        owner = Owner(self.hosted.partition(0), self.hosted.kind, assignment, self.name, around)
+        follower, self._follower = self._follower, None
+        owner = Owner(self.hosted.partition(0), self.hosted.kind, assignment, self.name, self._around, follower)
         serving = asyncio.get_running_loop().create_future()
 
         def on_serving(again: Owner) -> None:
@@ -158,6 +184,8 @@ class Decisions:
         return self._owner.reason or "stopped"
 
     def resign(self) -> None:
-        """Stop leading."""
+        """Stop leading, and following."""
+        if self._follower is not None:
+            self._follower.end()
         if self._owner is not None:
             self._owner.stop("the controller stops")
