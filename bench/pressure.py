@@ -40,12 +40,14 @@ def clock_ms() -> float:
 def keys_of(shards: int, each: int = KEYS_PER_SHARD) -> list[list[str]]:
     """Some keys of every shard."""
     keys: list[list[str]] = [[] for _ in range(shards)]
-    number = 0
-    while min(map(len, keys)) < each:
-        key = f"sku-{number}"
-        keys[shard_of(key, shards)].append(key)
-        number += 1
-    return [found[:each] for found in keys]
+    missing, number = shards, 0
+    while missing:
+        key, number = f"sku-{number}", number + 1
+        its = keys[shard_of(key, shards)]
+        if len(its) < each:
+            its.append(key)
+            missing -= len(its) == each
+    return keys
 
 
 class Pressure:

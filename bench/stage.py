@@ -17,6 +17,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -33,7 +34,6 @@ from rekindle import App
 from rekindle.supervisors import opened
 from rekindle.supervisors.hosting import spare_the_collector
 from rekindle.up import create_topics
-from tests.support.listeners import listener_at
 from tests.support.nodes import RayNodes
 
 NODES = 5
@@ -52,7 +52,10 @@ REPORTED_MAX_S = 10.0
 
 STANDBY_MAX_S = 60.0
 UNDISTURBED_S = 1.0
-"""How long the load runs on a settled stage before each blow: the window that disturbed ones are held against."""
+"""About so long the load runs on a settled stage before a blow: the window that disturbed ones are held against."""
+
+UNHURRIED_S = 0.3
+"""The same where nothing is held against it: blows come at any moment."""
 
 APART_MAX = 2
 """Shards by which two instances may differ on a settled stage."""
@@ -77,12 +80,24 @@ class Blow:
     claimed_ms: dict[int, float] = field(default_factory=dict[int, float])
     replayed_ms: dict[int, float] = field(default_factory=dict[int, float])
     serving_ms: dict[int, float] = field(default_factory=dict[int, float])
-    settled_ms: float = 0.0
+    whole_ms: float = 0.0
 
     @property
     def took_ms(self) -> float:
         """From the death until the last shard has acknowledged a command."""
         return max(self.serving_ms.values()) - self.died_ms
+
+    def __str__(self) -> str:
+        phases = {
+            "seen": self.seen_ms,
+            "decided": max(self.decided_ms.values()),
+            "claimed": max(self.claimed_ms.values()),
+            "replayed": max(self.replayed_ms.values()),
+            "serving": max(self.serving_ms.values()),
+            "whole": self.whole_ms,
+        }
+        told = ", ".join(f"{phase} {at_ms - self.died_ms:.0f}" for phase, at_ms in phases.items())
+        return f"{self.victim} with {len(self.serving_ms)} shards, ms: {told}"
 
 
 class Stage:
@@ -128,11 +143,20 @@ class Stage:
 
     async def process_of(self, incarnation: str) -> psutil.Process:
         """The process of an instance."""
-        return await asyncio.to_thread(listener_at, self.chronicle.control.instances[incarnation].address)
+        address = self.chronicle.control.instances[incarnation].address
+        return await asyncio.to_thread(self._listener, "ray::InstanceProcess", address)
 
     async def leader(self) -> psutil.Process:
         """The process of the controller that leads."""
-        return await asyncio.to_thread(listener_at, self.chronicle.control.beacon)
+        return await asyncio.to_thread(self._listener, "ray::ControllerProcess", self.chronicle.control.beacon)
+
+    def _listener(self, title: str, address: str) -> psutil.Process:
+        """Of the processes that Ray has given this title, the one that listens there: to ask all of them would take so long
+        that the load would show it."""
+        known = self.nodes.processes(title)
+        found = [process for process in known if _has_end(process, address, psutil.CONN_LISTEN)]
+        assert len(found) == 1, f"expected one of {known} to listen at {address}, found {found}"
+        return found[0]
 
     # --- settled ---------------------------------------------------------------------------------------------------
 
@@ -166,13 +190,19 @@ class Stage:
             )
         return None
 
-    async def calm(self) -> float:
-        """Settle, then let an undisturbed window pass; when it began."""
+    async def calm(self, seconds: float = UNDISTURBED_S) -> float:
+        """Settle, then let an undisturbed window of about this length pass; when it began."""
         await self.settle()
         began_ms = clock_ms()
-        await asyncio.sleep(UNDISTURBED_S + self.random.random() / 2)
+        await asyncio.sleep(seconds * (0.5 + self.random.random()))
         await self.settle()
         return began_ms
+
+    async def recover(self, blow: Blow) -> None:
+        """Settle after a blow, and say how it went: a run of many takes its time."""
+        await self.settle()
+        blow.whole_ms = clock_ms()
+        print(f"    {blow}", file=sys.stderr)
 
     # --- blows -----------------------------------------------------------------------------------------------------
 
@@ -216,12 +246,14 @@ class Stage:
     async def has_standby(self) -> None:
         """Until somebody watches the leader, to lead when it dies. Raises `Overdue`."""
         leader, beacon = await self.leader(), self.chronicle.control.beacon
-        await until(lambda: None if _is_watched(leader, beacon) else f"nobody watches {beacon}", STANDBY_MAX_S, 0.2)
+        watched = partial(_has_end, leader, beacon, psutil.CONN_ESTABLISHED)
+        await until(lambda: None if watched() else f"nobody watches {beacon}", STANDBY_MAX_S, 0.2)
 
 
-def _is_watched(process: psutil.Process, address: str) -> bool:
-    connections = process.net_connections("tcp")
-    return any(c.laddr and c.raddr and f"{c.laddr.ip}:{c.laddr.port}" == address for c in connections)
+def _has_end(process: psutil.Process, address: str, status: str) -> bool:
+    """Whether the process has a connection in this state whose own end is there."""
+    ends = [c.laddr for c in process.net_connections("tcp") if c.status == status and c.laddr]
+    return address in [f"{end.ip.removeprefix('::ffff:')}:{end.port}" for end in ends]
 
 
 # --- built and taken down -------------------------------------------------------------------------------------------
@@ -234,7 +266,6 @@ async def on_stage(run: Run, setting: Setting) -> AsyncGenerator[Stage]:
     stage = await run.staged(setting, lambda: _built(run, setting, url))
     await stage.settle()
     yield stage
-    assert not stage.pressure.failed, f"commands without an outcome: {stage.pressure.failed.most_common(3)}"
 
 
 async def log_url(run: Run) -> str:

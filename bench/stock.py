@@ -74,3 +74,4 @@ standby_app = _killed_app("bench-killed", shards=32, instances=3, standbys=1)
 bare_app = _killed_app("bench-killed", shards=32, instances=3, standbys=0)
 """The same log, without standbys."""
 cold_app = _killed_app("bench-cold", shards=1_000, instances=4, standbys=0)
+cold_quick_app = _killed_app("bench-cold-quick", shards=100, instances=4, standbys=0)

@@ -6,15 +6,18 @@
 Every blow is struck under an even load (`bench.pressure`) on a settled stage (`bench.stage`); it is over when each shard
 that was hit has acknowledged a command that was sent after the blow. Of each, all phases are printed:
 
-    died -> seen (evidence) -> decided (assigned) -> claimed -> replayed -> serving (a command is acknowledged)
+    died -> seen (evidence) -> decided (assigned) -> claimed -> replayed -> serving (a command is acknowledged) -> whole
 
-Seen and decided are the times of the records in the control log, claimed and replayed what the new owners report.
+Seen and decided are the times of the records in the control log, claimed and replayed what the new owners report; whole is
+when instances, standbys and balance are as before, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,22 +28,19 @@ from bench import Run, benchmark
 from bench.baseline import IN_MEMORY
 from bench.load import percentile
 from bench.pressure import clock_ms, until
-from bench.stage import Blow, Setting, Stage, on_stage
+from bench.stage import UNHURRIED_S, Blow, Setting, Stage, on_stage
 from bench.table import Row, judged
 from rekindle.supervisors.controller import SUSPICION_ONCE_IN_S
 
-PROCESSES, NODES, CONTROLLERS = 100, 30, 30
+PROCESSES, NODES, CONTROLLERS = 100, 30, 20
 """Blows: to instance processes; to nodes, dead or frozen; to the controller. Of a few kinds there are fewer:"""
 
-PROCESSES_BARE, NODES_BARE = 30, 10
-PROCESSES_DEFAULTS, NODES_DEFAULTS = 20, 5
+PROCESSES_BARE, NODES_BARE = 20, 10
+PROCESSES_DEFAULTS, NODES_DEFAULTS = 10, 3
 QUICK = 2
 
 SUSPECTED_APART_S = SUSPICION_ONCE_IN_S + 1.0
 """Between two frozen nodes: a shard that was moved on suspicion is moved on suspicion again only after that."""
-
-MOVE_WINDOW_MS = 1_000.0
-"""So long after it was decided, a planned move is over."""
 
 LEADER_MAX_S = 30.0
 LEADERLESS_WINDOW_S = 3.0
@@ -76,19 +76,21 @@ async def kill_processes(stage: Stage, times: Iterable[int]) -> Series:
     """SIGKILL of an instance's process, again and again; afterwards it is replaced, and shards move back: planned moves."""
     series = Series()
     for _ in times:
-        await stage.calm()
+        await stage.calm(UNHURRIED_S)
         victim = stage.random.choice([name for name in stage.hosts() if stage.owned_by(name)])
         process = await stage.process_of(victim)
         series.blows.append(await stage.strike(victim, process.kill))
-        await stage.settle()
+        await stage.recover(series.blows[-1])
     series.gaps_ms += planned_gaps_ms(stage, series.blows[0].died_ms)
     return series
 
 
 def planned_gaps_ms(stage: Stage, since_ms: float) -> list[float]:
-    """The longest time without an answer around each planned move."""
+    """Of each planned move the longest time without an answer, of those between its decision and the word that it is done."""
+    takeovers, gap_ms = stage.reports.takeovers, stage.pressure.gap_ms
     moves = [move for move in stage.chronicle.moves if move.is_planned and move.at_ms > since_ms]
-    return sorted(stage.pressure.gap_ms(move.shard, move.at_ms, move.at_ms + MOVE_WINDOW_MS) for move in moves)
+    done = [(move, takeovers[move.shard, move.number]) for move in moves if (move.shard, move.number) in takeovers]
+    return sorted(gap_ms(move.shard, move.at_ms, takeover.at_ms) for move, takeover in done)
 
 
 async def strike_nodes(stage: Stage, times: Iterable[int], *, freeze: bool = False) -> Series:
@@ -103,9 +105,9 @@ async def strike_nodes(stage: Stage, times: Iterable[int], *, freeze: bool = Fal
         blow = await stage.strike(victim, partial(_signal, processes, freeze=freeze))
         series.undisturbed_ms += stage.pressure.latencies_ms(stage.shards, began_ms, blow.died_ms)
         _signal(processes, freeze=False)
-        await stage.settle()
+        await stage.recover(blow)
         healthy = [shard for shard in stage.shards if shard not in blow.serving_ms]
-        series.healthy_ms += stage.pressure.latencies_ms(healthy, blow.died_ms, clock_ms())
+        series.healthy_ms += stage.pressure.latencies_ms(healthy, blow.died_ms, blow.whole_ms)
         series.blows.append(blow)
         await stage.replace_node(host)
     return series
@@ -150,6 +152,7 @@ def phase_rows(what: str, blows: Sequence[Blow]) -> Iterator[Row]:
         "claimed": lambda blow: blow.claimed_ms.values(),
         "replayed": lambda blow: blow.replayed_ms.values(),
         "serving": lambda blow: blow.serving_ms.values(),
+        "whole": lambda blow: [blow.whole_ms],
     }
     for phase, of in phases.items():
         since = [at_ms - blow.died_ms for blow in blows for at_ms in of(blow)]
@@ -163,6 +166,15 @@ def disturbed_row(what: str, disturbed_ms: Sequence[float], undisturbed_ms: Sequ
     return judged(what, value, "ms", durable=IN_MEMORY, baseline=usual, at_most=times)
 
 
+def outcomes_row(what: str, stage: Stage) -> Row:
+    """Commands that were given up since the last time this was asked."""
+    failed, stage.pressure.failed = stage.pressure.failed, Counter()
+    for error, times in failed.most_common(3):
+        print(f"    {times} commands without an outcome: {error}", file=sys.stderr)
+    name = f"{what}: commands without an outcome"
+    return judged(name, sum(failed.values()), "commands", durable=IN_MEMORY, at_most=0)
+
+
 # --- benchmarks ---------------------------------------------------------------------------------------------------
 
 
@@ -171,17 +183,14 @@ async def processes(run: Run) -> AsyncIterator[Row]:
     """SIGKILL of instance processes with standbys; and the planned moves that follow."""
     async with on_stage(run, STANDBY) as stage:
         series = await kill_processes(stage, often(run, PROCESSES))
-    what = f"SIGKILL of an instance, standbys, {len(series.blows)} kills"
-    yield share_row(what, series, 0.5, 200)
-    yield share_row(what, series, 0.99, 500)
-    for row in phase_rows(what, series.blows):
-        yield row
-    yield _moves_row(series.gaps_ms)
-
-
-def _moves_row(gaps_ms: list[float]) -> Row:
-    name = f"longest gap of a planned move, {len(gaps_ms)} moves, p99"
-    return judged(name, percentile(gaps_ms, 0.99), "ms", durable=IN_MEMORY, at_most=100)
+        what = f"SIGKILL of an instance, standbys, {len(series.blows)} kills"
+        for row in (share_row(what, series, 0.5, 200), share_row(what, series, 0.99, 500)):
+            yield row
+        for row in (*phase_rows(what, series.blows), outcomes_row(what, stage)):
+            yield row
+    name = f"longest gap of a planned move, {len(series.gaps_ms)} moves"
+    yield Row(f"{name}, median", statistics.median(series.gaps_ms), "ms", durable=IN_MEMORY)
+    yield judged(f"{name}, p99", percentile(series.gaps_ms, 0.99), "ms", durable=IN_MEMORY, at_most=100)
 
 
 @benchmark("supervision-nodes")
@@ -189,11 +198,11 @@ async def nodes(run: Run) -> AsyncIterator[Row]:
     """SIGKILL of nodes with standbys; and what it does to the shards of others."""
     async with on_stage(run, STANDBY) as stage:
         series = await strike_nodes(stage, often(run, NODES))
-    what = f"SIGKILL of a node, standbys, {len(series.blows)} kills"
-    yield share_row(what, series, 0.5, 700)
-    yield worst_row(what, series, 1_500)
-    for row in phase_rows(what, series.blows):
-        yield row
+        what = f"SIGKILL of a node, standbys, {len(series.blows)} kills"
+        for row in (share_row(what, series, 0.5, 700), worst_row(what, series, 1_500)):
+            yield row
+        for row in (*phase_rows(what, series.blows), outcomes_row(what, stage)):
+            yield row
     name = f"healthy shards' p99 while another node dies and recovers, {len(series.blows)} kills"
     yield disturbed_row(name, series.healthy_ms, series.undisturbed_ms, 2.0)
 
@@ -203,13 +212,9 @@ async def frozen(run: Run) -> AsyncIterator[Row]:
     """SIGSTOP of nodes with standbys."""
     async with on_stage(run, STANDBY) as stage:
         series = await strike_nodes(stage, often(run, NODES), freeze=True)
-    for row in _frozen_rows(f"SIGSTOP of a node, standbys, {len(series.blows)} freezes", series, 2_500):
-        yield row
-
-
-def _frozen_rows(what: str, series: Series, worst_ms: float) -> Iterator[Row]:
-    yield worst_row(what, series, worst_ms)
-    yield from phase_rows(what, series.blows)
+        what = f"SIGSTOP of a node, standbys, {len(series.blows)} freezes"
+        for row in (worst_row(what, series, 2_500), *phase_rows(what, series.blows), outcomes_row(what, stage)):
+            yield row
 
 
 @dataclass(slots=True)
@@ -246,7 +251,8 @@ async def controller(run: Run) -> AsyncIterator[Row]:
     async with on_stage(run, STANDBY) as stage:
         for _ in often(run, CONTROLLERS):
             await depose(stage, found)
-    what = f"SIGKILL of the controller, {len(found.leaderless_ms)} kills"
+        what = f"SIGKILL of the controller, {len(found.leaderless_ms)} kills"
+        yield outcomes_row(what, stage)
     yield Row(f"{what}: until another leads, median", statistics.median(found.leaderless_ms), "ms", durable=IN_MEMORY)
     yield judged(
         f"{what}: until another leads, worst", max(found.leaderless_ms), "ms", durable=IN_MEMORY, at_most=1_000
@@ -261,14 +267,15 @@ async def defaults(run: Run) -> AsyncIterator[Row]:
     async with on_stage(run, STANDBY_DEFAULTS) as stage:
         series = await kill_processes(stage, often(run, PROCESSES_DEFAULTS))
         what = f"SIGKILL of an instance, standbys, Ray's defaults, {len(series.blows)} kills"
-        yield share_row(what, series, 0.5, 200)
-        yield share_row(what, series, 0.99, 500)
+        for row in (share_row(what, series, 0.5, 200), share_row(what, series, 0.99, 500)):
+            yield row
         series = await strike_nodes(stage, often(run, NODES_DEFAULTS))
         what = f"SIGKILL of a node, standbys, Ray's defaults, {len(series.blows)} kills"
-        yield share_row(what, series, 0.5, 700)
-        yield worst_row(what, series, 1_500)
+        for row in (share_row(what, series, 0.5, 700), worst_row(what, series, 1_500)):
+            yield row
         series = await strike_nodes(stage, often(run, NODES_DEFAULTS), freeze=True)
         yield worst_row(f"SIGSTOP of a node, standbys, Ray's defaults, {len(series.blows)} freezes", series, 2_500)
+        yield outcomes_row("Ray's defaults", stage)
 
 
 @benchmark("supervision-bare")
@@ -284,5 +291,7 @@ async def bare(run: Run) -> AsyncIterator[Row]:
         for row in (worst_row(what, series, 2_500), *phase_rows(what, series.blows)):
             yield row
         series = await strike_nodes(stage, often(run, NODES_BARE), freeze=True)
-        for row in _frozen_rows(f"SIGSTOP of a node, no standbys, {len(series.blows)} freezes", series, 4_000):
+        what = f"SIGSTOP of a node, no standbys, {len(series.blows)} freezes"
+        for row in (worst_row(what, series, 4_000), *phase_rows(what, series.blows)):
             yield row
+        yield outcomes_row("no standbys", stage)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 
 from rekindle import CommandFailed
 from rekindle.actors import Host, WebsocketWire
-from rekindle.events import Topic
+from rekindle.events import Partition, Topic
+from rekindle.events.followers import FollowingReader
 from rekindle.supervisors.control import DEATHS_MAX, Control, ShardsAreFixed, control_log
 from rekindle.supervisors.decided import Owned, Position, Running
 from rekindle.supervisors.decisions import Decisions, NotLeading
 from tests.support.inprocess import Clock, GatedLog, in_loop
 from tests.support.loops import run
+
+L = TypeVar("L", bound=GatedLog)
 
 SHARDS = 3
 SESSION, OTHER = b"session-1", b"session-2"
@@ -37,7 +40,10 @@ def host_of(log: GatedLog) -> Host:
 
 
 async def make_log() -> GatedLog:
-    log = GatedLog()
+    return await made(GatedLog())
+
+
+async def made(log: L) -> L:
     await log.create(Topic(control_log("app").partition(0).topic, 1))
     return log
 
@@ -154,6 +160,36 @@ async def test_a_controller_that_was_replaced_decides_nothing_any_more() -> None
             with pytest.raises(NotLeading, match="first does not lead any more: fenced by assignment 1 of second"):
                 await first.decide("declare", "b", SHARDS)
             assert list(second.control.services) == ["a"]
+
+
+class CountingLog(GatedLog):
+    """Counts how often somebody begins to read."""
+
+    opened = 0
+
+    @asynccontextmanager
+    async def reader(self, partition: Partition, offset: int) -> AsyncGenerator[FollowingReader]:
+        """See `EventLog`."""
+        self.opened += 1
+        async with super().reader(partition, offset) as reader:
+            yield reader
+
+
+@in_loop
+async def test_whoever_has_followed_the_log_leads_with_what_it_has_read() -> None:
+    log = await made(CountingLog())
+    second = Decisions("app", "second", host_of(log))
+    async with leading(log, "first") as first:
+        await first.decide("declare", "a", SHARDS)
+        await second.read()
+        await first.decide("declare", "b", SHARDS)
+        assert len((await second.read()).entities) == 1
+    opened = log.opened
+    await second.lead()
+    assert list(second.control.services) == ["a", "b"]
+    assert log.opened == opened
+    second.resign()
+    await second.wait_fenced()
 
 
 # Any number of them

@@ -558,9 +558,7 @@ class Controller:
             after = self.decisions.control.plans[plan.id]
             if after.standing is Standing.FAILED:
                 self._on_failed(plan.id)
-            if (
-                not after.is_active
-            ):  # what is to be done next is planned in the next round, which nothing else may bring about
+            if not after.is_active:  # what comes next is planned in another round, which nothing else may bring about
                 self.changed.set()
 
     def _on_failed(self, number: int) -> None:
