@@ -149,7 +149,7 @@ class Reports:
                     self.serving[name, shard] = number
                 case [kind, shard, *_] if kind == LOST:
                     self.serving.pop((name, shard), None)
-                case [kind, positions, _] if kind == POSITIONS:
+                case [kind, positions, *_] if kind == POSITIONS:
                     self.serving.update({(name, shard): number for shard, number, _ in positions})
                 case [kind, follows] if kind == FOLLOWED:
                     self.following.update({(name, shard): caught_up for shard, _, caught_up in follows})

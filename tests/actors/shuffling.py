@@ -142,7 +142,7 @@ class Mover:
                 self.count = max(self.count, seen)
                 if self.owners[shard] == (seat.name, number):
                     self.orphans.add(shard)
-            case [kind, positions, _] if kind == POSITIONS:
+            case [kind, positions, _, _] if kind == POSITIONS:
                 for shard, _, position in positions:
                     self._learn(shard, position)
             case [kind, followed] if kind == FOLLOWED:

@@ -211,6 +211,7 @@ class Controller:
         self.followed: dict[int, Followed] = {}
         self.unfollowed: list[Unfollowed] = []
         self.called: Counter[int] = Counter()
+        self.turned_away = 0
         self.told: dict[int | str, list[Any]] = {}
         self._connection = connection
         self._heard = Watch()
@@ -239,7 +240,8 @@ class Controller:
             case [kind, *rest] if kind == UNFOLLOWED:
                 self.unfollowed.append(Unfollowed(*rest))
                 self.followed.pop(rest[0], None)
-            case [kind, _, called] if kind == POSITIONS:
+            case [kind, _, called, turned_away] if kind == POSITIONS:
+                self.turned_away += turned_away
                 self.called.update(called)
             case [kind, id, answer] if kind == TOLD:
                 self.told[id] = answer

@@ -36,14 +36,14 @@ LOOK_S: Final = 0.001
 class QuietWorld:
     """One service on as many nodes as it has instances, and one more. instances: those that were ever started, by name."""
 
-    def __init__(self, service: Service, seed: int = 7) -> None:
+    def __init__(self, service: Service, seed: int = 7, kind: type[SimulatedLog] = SimulatedLog) -> None:
         self.service = service
         self.root = Supervisor("root", children=[service])
         self.hosted = service.hosted(APP)
         self.loop: SimLoop = new_loop()
         self.random = Random(seed)
         self.net = Net(self.loop, self.random)
-        self.log = SimulatedLog(self.random)
+        self.log = kind(self.random)
         self.cluster = SimCluster(self.loop, self.net, self.random, self._launch)
         self.instances: dict[str, Instance] = {}
         self.said: list[str] = []

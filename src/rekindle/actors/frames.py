@@ -11,7 +11,8 @@ RELEASE  control term, [[shard, number], ...]
 FOLLOW   control term, [[shard, [term, offset, sequence]], ...]     all that it is to follow: others end, missing ones begin
 SERVING  shard, number, [term, offset, sequence], [ms from ASSIGN to its claim, ms from ASSIGN to the end of its replay]
 LOST     shard, number, reason, error class | None, [term, offset, sequence], assignment seen
-POSITIONS  [[shard, number, [term, offset, sequence]], ...], {shard: calls that came while it was not served here}
+POSITIONS  [[shard, number, [term, offset, sequence]], ...], {shard: calls that came while it was not served here},
+           calls that came for what is served here and were too many
 FOLLOWED   [[shard, [term, offset, sequence], caught up], ...]     at once when one has caught up; all of them with POSITIONS
 UNFOLLOWED shard, reason, error class      a follower ended by itself; the next FOLLOW that names the shard begins it again
 TELL     control term, id, operation, args          the sidecar's operation; id names it among all of all controllers

@@ -169,11 +169,15 @@ class Instance:
                 self.following.tell_positions()
 
     def _tell_positions(self) -> None:
-        """How far the shards are that are served here, and how often those were asked for that are not."""
+        """How far the shards are that are served here, how often those were asked for that are not, and how many calls of
+        those that are could not be taken."""
         owning = [(shard, owner) for shard, owner in self.owners.items() if owner.shard.phase is Phase.OWNING]
         positions = [[shard, owner.assignment.number, owner.position] for shard, owner in owning]
-        self._report(frame(POSITIONS, positions, dict(self.called.most_common(CALLED_MAX))))
+        turned_away = sum(owner.shard.turned_away for _, owner in owning)
+        self._report(frame(POSITIONS, positions, dict(self.called.most_common(CALLED_MAX)), turned_away))
         self.called.clear()
+        for _, owner in owning:
+            owner.shard.turned_away = 0
 
     async def _end_with_sidecar(self) -> None:
         reason = await self.keeper.wait()

@@ -121,6 +121,7 @@ class Shard:
         self.poison: set[tuple[bytes, int]] = set()
         self.capturing: dict[int, Captured] = {}
         self.since_snapshot = 0
+        self.turned_away = 0
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -131,13 +132,18 @@ class Shard:
             if unverified < UNVERIFIED_MAX:
                 self._run(request)
             else:
-                request.sink.reply(request.call, outcomes.busy(unverified, UNVERIFIED_MAX))
+                self._turn_away(request, unverified, UNVERIFIED_MAX)
         elif self.phase is Phase.STOPPED:
             request.sink.reply(request.call, self._away())
         elif len(self.waiting) < WAITING_MAX:
             self.waiting.append(request)
         else:
             request.sink.reply(request.call, outcomes.busy(len(self.waiting), WAITING_MAX))
+
+    def _turn_away(self, request: Request, waiting: int, limit: int) -> None:
+        """More come than can be served: counted, for an operator to know."""
+        self.turned_away += 1
+        request.sink.reply(request.call, outcomes.busy(waiting, limit))
 
     def _run(self, request: Request) -> None:
         if request.number and not self._is_new(request):
@@ -327,7 +333,7 @@ class Shard:
     def _run_in_turn(self, request: Request, active: Active) -> None:
         """An async handler starts when all earlier commits of its entity are verified; what comes later waits."""
         if self.queued >= WAITING_MAX:
-            request.sink.reply(request.call, outcomes.busy(self.queued, WAITING_MAX))
+            self._turn_away(request, self.queued, WAITING_MAX)
             return
         if not active.busy:
             active.busy = True

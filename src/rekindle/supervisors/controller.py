@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any, Final
 
 from rekindle.actors import Floor, Host
-from rekindle.events import RekindleError
+from rekindle.events import LogError, RekindleError
 from rekindle.supervisors.acting import Acting
 from rekindle.supervisors.cluster import Cluster, Node
 from rekindle.supervisors.control import DEATHS_MAX
@@ -44,6 +44,12 @@ ROUND_S: Final = 0.25
 REPORT_S: Final = 5e-6
 """For each shard there is: so long the report that one is served waits for others, because a round looks at all shards. A
 death waits for nothing."""
+
+BUSY_AGAIN_S: Final = 10.0
+"""So often at most an instance is said to turn calls away: a record each time, while there is no room for records."""
+
+LOG_ANSWER_MAX_S: Final = 2.0
+"""A log that was away is there when it says within this time where it ends."""
 
 SUSPICION_ONCE_IN_S: Final = 10.0
 """A shard moves on suspicion at most once in this time; then it needs proof (a closed connection, the cluster's word)."""
@@ -109,6 +115,8 @@ class Controller:
         self._above: dict[tuple[str, int], int] = {}
         self._floors: dict[tuple[str, int], Floor] = {}
         self._died_on: dict[str, int] = {}
+        self._logs_away: set[tuple[str, int]] = set()
+        self._busy_at: dict[str, float] = {}
         self._served: set[str] = set()
         self._published = False
         self._looking: asyncio.TimerHandle | None = None
@@ -245,6 +253,8 @@ class Controller:
             if now - nodes_at > NODES_S:
                 nodes_at = now
                 self.spawn(self._look_at_nodes())
+                if self._logs_away:
+                    self.spawn(self._look_at_logs())
             if now - observed_at > OBSERVE_S:
                 observed_at = now
                 self.spawn(self._observe())
@@ -282,6 +292,17 @@ class Controller:
             if ward.running.node not in names:
                 ward.die(f"node {ward.running.node} is gone", proven=True, signal=Signal.NODE_GONE)
 
+    async def _look_at_logs(self) -> None:
+        """Whether the logs that were given up answer again; before that nobody could own their shards."""
+        for service, shard in sorted(self._logs_away):
+            try:
+                async with asyncio.timeout(LOG_ANSWER_MAX_S):
+                    await self.host.log.bounds(self.services[service].hosted(self.app).partition(shard))
+            except (LogError, TimeoutError):
+                return
+            self._logs_away.discard((service, shard))
+        self.changed.set()
+
     async def _observe(self) -> None:
         """Write down how far shards are, for the floor of owners after a stop of everything."""
         for name in self.services:
@@ -316,6 +337,7 @@ class Controller:
         self._bury()
         self._hear_lost()
         self._notice_slow()
+        self._notice_busy()
         self._notice_gone()
         world = self.world()
         self._conclude(world)
@@ -331,7 +353,13 @@ class Controller:
 
     def _sight(self) -> Sight:
         return Sight(
-            self.root, self.wards, self.nodes, self._died_on, tuple(self._hold_until), dict(self.acting.starting)
+            self.root,
+            self.wards,
+            self.nodes,
+            self._died_on,
+            tuple(self._hold_until),
+            dict(self.acting.starting),
+            log_there=not self._logs_away,
         )
 
     def _chance(self) -> float:
@@ -464,6 +492,17 @@ class Controller:
                 self._notice(self._evidence(ward, Signal.SLOW, f"its loop lags by {ward.lag_ms} ms"))
                 ward.is_gray = False
 
+    def _notice_busy(self) -> None:
+        """Instances that have turned calls away; said of each once in a while, for as long as it goes on."""
+        now = asyncio.get_running_loop().time()
+        for ward in self.wards.values():
+            if ward.turned_away and now - self._busy_at.get(ward.incarnation, -BUSY_AGAIN_S) >= BUSY_AGAIN_S:
+                count, ward.turned_away = ward.turned_away, 0
+                self._busy_at[ward.incarnation] = now
+                self._notice(
+                    self._evidence(ward, Signal.BUSY, f"{count} calls were turned away, too many wait already")
+                )
+
     def _notice_gone(self) -> None:
         """What was taken for the death of instances was that of their node."""
         incidents, names = self.decisions.control.open_incidents(), {node.name for node in self.nodes}
@@ -492,6 +531,7 @@ class Controller:
         else:
             self._back_off((service, shard))
             if error == "LogUnavailable":
+                self._logs_away.add((service, shard))
                 self._notice(self._evidence(ward, Signal.LOG_AWAY, reason))
         # A higher assignment than our own may have been met: go on above it.
         self.decisions.put("lose", service, shard, seen)

@@ -36,6 +36,9 @@ TEXT_MAX: Final = 500
 GRAY_REST_MS: Final = 60_000
 """An instance that was slow is given shards again when it was not found slow for this long: else they would come and go."""
 
+OVERLOAD_REST_MS: Final = 30_000
+"""An overload is over when no call was turned away for this long."""
+
 BESIDE: Final = frozenset({Kind.POISON})
 """Incidents whose plans touch no instance, so they speak for no service, and run beside all others."""
 
@@ -220,6 +223,9 @@ class Planning:
                 left = world.on(incident.nodes)
                 done = not left and all(n in world.cordoned or n not in world.nodes for n in incident.nodes)
                 return f"drained in {took}" if done else None
+            case Kind.OVERLOAD if world.instances.keys() & set(incident.instances):
+                rested_ms = world.now_ms - incident.changed_ms
+                return f"no call was turned away for {rested_ms} ms" if rested_ms > OVERLOAD_REST_MS else None
             case Kind.GRAY:
                 is_gone = world.instances.keys().isdisjoint(incident.instances)
                 rested_ms = world.now_ms - incident.changed_ms

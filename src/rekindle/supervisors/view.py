@@ -21,7 +21,7 @@ SNAPSHOT_LAG: Final = 2
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What the controller has before its eyes besides its decisions. held: shards that are left alone for a while.
-    starting: instances that are being started, and do not listen yet."""
+    starting: instances that are being started, and do not listen yet. log_there: whether logs that were given up answer."""
 
     root: Supervisor
     wards: Mapping[str, Ward]
@@ -29,6 +29,7 @@ class Sight:
     died_on: Mapping[str, int]
     held: Iterable[tuple[str, int]] = ()
     starting: Mapping[str, InstanceView] = field(default_factory=dict[str, InstanceView])
+    log_there: bool = True
 
 
 def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chance: float) -> World:
@@ -59,6 +60,7 @@ def world_of(control: Control, sight: Sight, now_ms: int, *, frozen: bool, chanc
         nodes,
         cordoned=dict(control.cordoned),
         restarts=dict(control.restarts),
+        log_there=sight.log_there,
         frozen=frozen,
         chance=chance,
     )

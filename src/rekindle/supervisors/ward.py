@@ -62,7 +62,7 @@ class Ward:
     serving: the number under which each shard is served. took: when it last said so, in seconds of the loop, and what
     the takeover took. began: suspect work that it has begun and not ended. sent, following: what it was told to own, and to
     follow. followed: how far it has followed, and whether it has caught up. asked: calls that came for shards that it does
-    not serve.
+    not serve. turned_away: calls that it could not take, because too many waited, and that nobody has noticed yet.
 
     changed: is told that there is something to look at; reported: that one more shard is served, which can wait for others.
     """
@@ -93,6 +93,7 @@ class Ward:
         self.following: list[int] = []
         self.followed: dict[int, tuple[Floor, bool]] = {}
         self.asked: dict[int, int] = {}
+        self.turned_away = 0
         self.lost: list[tuple[int, int, str, str | None, int]] = []
         self.positions: dict[int, Floor] = {}
         self.began: dict[tuple[bytes, int], str] = {}
@@ -184,10 +185,12 @@ class Ward:
                 case [kind, shard, number, reason, error, position, seen] if kind == LOST:
                     self.serving.pop(shard, None)
                     self.lost.append((shard, number, reason, error, seen))
-                case [kind, positions, asked] if kind == POSITIONS:
+                case [kind, positions, asked, turned_away] if kind == POSITIONS:
                     self.positions.update((shard, Floor(*position)) for shard, _, position in positions)
                     self.asked = asked
-                    continue
+                    if not turned_away:
+                        continue
+                    self.turned_away += turned_away
                 case [kind, follows] if kind == FOLLOWED:
                     self.followed.update((shard, (Floor(*position), up)) for shard, position, up in follows)
                 case [kind, shard, *_] if kind == UNFOLLOWED:
