@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -22,12 +22,15 @@ from rekindle.supervisors import Control, Controller
 from rekindle.supervisors.incidents import Incident, Kind
 from rekindle.supervisors.planning import OVERLOAD_REST_MS
 from rekindle.supervisors.plans import Standing, State
+from rekindle.supervisors.tree import Restart
 from tests.support.service import Stock, keys_of_every_shard
 from tests.support.simulated import APP, QuietWorld
 
 TOPIC: Final = f"{APP}.stock"
 UNVERIFIED: Final = 3
 CALLERS: Final = 8
+LAST_FRAMES_S: Final = 0.1
+"""An instance that ends takes its time: what it has sent before arrives."""
 
 
 class MoodyLog(SimulatedLog):
@@ -36,8 +39,8 @@ class MoodyLog(SimulatedLog):
     def __init__(self, random: Random) -> None:
         super().__init__(random)
         self.away = False
-        self.open = asyncio.Event()
-        self.open.set()
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def append(self, partition: Partition, records: Sequence[Keyed]) -> int:
         """See `EventLog`."""
@@ -51,7 +54,7 @@ class MoodyLog(SimulatedLog):
 
     async def _reach_it(self, partition: Partition) -> None:
         if partition.topic == TOPIC:
-            await self.open.wait()
+            await self.gate.wait()
             if self.away:
                 await asyncio.sleep(0.01)
                 raise LogUnavailable(f"{partition} is away")
@@ -89,10 +92,10 @@ def test_calls_that_are_turned_away_are_an_incident_until_none_is(monkeypatch: p
     async def main() -> None:
         controller = await up(world)
         async with world.client() as client:
-            log.open.clear()
+            log.gate.clear()
             calls = [asyncio.ensure_future(client.get(Stock, key).receive(1)) for _ in range(CALLERS)]
             await world.until("an overload", lambda: control_of(controller).open_incidents())
-            log.open.set()
+            log.gate.set()
             assert sorted(await asyncio.gather(*calls)) == list(range(1, CALLERS + 1))
         incident = incident_of(controller, Kind.OVERLOAD)
         (evidence,) = incident.evidence
@@ -135,5 +138,62 @@ def test_a_shard_whose_log_is_away_waits_for_the_log() -> None:
         incident = incident_of(controller, Kind.LOG_UNAVAILABLE)
         (plan,) = [plan for plan in control_of(controller).plans.values() if plan.incident == incident.id]
         assert (plan.policy, plan.standing) == ("hold", Standing.DONE)
+
+    world.run(main())
+
+
+class Errand:
+    """A `Sidecar` that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """See `Sidecar`."""
+
+    async def stop(self) -> None:
+        """See `Sidecar`."""
+
+    async def wait(self) -> str:
+        """See `Sidecar`."""
+        return await self.ended
+
+    async def perform(self, operation: str, args: dict[str, Any]) -> None:
+        """See `Sidecar`."""
+
+
+@pytest.mark.parametrize(
+    ("restart", "reason", "left"),
+    [
+        (Restart.TRANSIENT, "", 1),
+        (Restart.TRANSIENT, "it crashed", 2),
+        (Restart.PERMANENT, "", 2),
+        (Restart.TEMPORARY, "it crashed", 1),
+    ],
+)
+def test_who_is_restarted_after_which_exit(restart: Restart, reason: str, left: int) -> None:
+    errands: dict[str, Errand] = {}
+
+    def sidecar(incarnation: str) -> Errand:
+        errands[incarnation] = Errand()
+        return errands[incarnation]
+
+    world = QuietWorld(Service("stock", Stock, shards=1, instances=2, restart=restart, sidecar=sidecar))
+
+    async def main() -> None:
+        controller = await up(world)
+        control = control_of(controller)
+        victim = control.services["stock"][0].incarnation
+        assert victim is not None
+        errands[victim].ended.set_result(reason)
+        await world.instances[victim].stopped.wait()
+        await asyncio.sleep(LAST_FRAMES_S)
+        world.process_of(victim).kill()
+        await world.until(
+            "the shard is another's", lambda: control.services["stock"][0].incarnation not in (None, victim)
+        )
+        await world.until("it is over", lambda: not control.open_incidents() and not control.active_plans())
+        assert len(control.instances) == left
+        assert victim not in control.instances
 
     world.run(main())

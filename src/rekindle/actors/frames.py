@@ -1,7 +1,8 @@
 """What processes say to each other: every frame is one msgpack list, its first item the kind.
 
 HELLO    protocol, token, role              the first frame of whoever connects
-WELCOME  protocol, app, service, incarnation, now_ms, [table]         or  GOODBYE text
+WELCOME  protocol, app, service, incarnation, now_ms, [table]         or  GOODBYE text: it is not taken
+GOODBYE  text                               of an instance to its controllers: it ends, because its work is done
 CALL     [[shard, session, low, suspect, [[call, number, key, handler, args, kwargs, staleness], ...]], ...]
 ANSWER   [[call, outcome], ...]             outcomes: rekindle.actors.outcomes
 TABLE    [control term, version], {service: [[address, assignment] | None, ...]}, {service: {shard: why it is kept down}}

@@ -25,6 +25,7 @@ from rekindle.actors.frames import (
     CONTROLLER,
     ENDED,
     FOLLOW,
+    GOODBYE,
     LOST,
     POSITIONS,
     PROTOCOL,
@@ -66,6 +67,8 @@ CALLED_MAX: Final = 1_000
 """Of so many shards, those that were asked for most, it reports that they were while they were not served here."""
 
 BEAT_S: Final = 0.05
+DONE: Final = "done its work, it ends"
+
 UNWANTED_MAX_S: Final = 30.0
 """An instance that no controller has greeted in this time after its start is known to none: its controller died, or was
 stopped, while it started it. It ends. Once greeted, it serves on whatever becomes of its controller."""
@@ -182,7 +185,9 @@ class Instance:
     async def _end_with_sidecar(self) -> None:
         reason = await self.keeper.wait()
         if not self.stopped.is_set():
-            self.host.say(f"{self.incarnation}: its sidecar has died, it ends: {reason}")
+            self.host.say(f"{self.incarnation}: its sidecar has {f'died, it ends: {reason}' if reason else DONE}")
+            if not reason:
+                self._report(frame(GOODBYE, DONE))
             self.stopped.set()
 
     # --- connections -------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ class Sidecar(Protocol):
         ...
 
     async def wait(self) -> str:
-        """Return, with the reason, when it has died by itself: then the instance ends."""
+        """Return when it has ended by itself, with the reason: then the instance ends. An empty one says that its work is
+        done: a normal exit, after which a transient service is not restarted."""
         ...
 
     async def perform(self, operation: str, args: dict[str, Any]) -> Any:

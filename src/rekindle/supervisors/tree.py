@@ -54,8 +54,9 @@ REST_FOR_ONE: Final = Strategy.REST_FOR_ONE
 class Restart(Enum):
     """When a supervisor restarts a child that exited.
 
-    PERMANENT: always. TRANSIENT: only after an abnormal exit. TEMPORARY: never, not even when the strategy restarts
-    its siblings; it is back when its supervisor starts anew, which starts all of its children.
+    PERMANENT: always. TRANSIENT: only after an abnormal exit; a normal one is that of a sidecar whose work is done.
+    TEMPORARY: never, not even when the strategy restarts its siblings; it is back when its supervisor starts anew, which
+    starts all of its children.
     """
 
     PERMANENT = "permanent"

@@ -104,6 +104,7 @@ class Ward:
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(ORDERS_MAX)
         self._loop = asyncio.get_running_loop()
         self._slow_looks = 0
+        self._goodbye = False
         self._follow_again_at = 0.0
         self._told: dict[str, asyncio.Future[Any]] = {}
 
@@ -123,7 +124,7 @@ class Ward:
         """Take evidence of its death."""
         self.proven = self.proven or proven
         if self.dead is None:
-            self.dead, self.signal = reason, signal
+            self.dead, self.signal = reason, Signal.ENDED if self._goodbye else signal
             self.settled.set()
         self._changed()
 
@@ -197,6 +198,9 @@ class Ward:
                     self.followed.pop(shard, None)
                     self.following = [known for known in self.following if known != shard]
                     self._follow_again_at = self._loop.time() + FOLLOW_AGAIN_S
+                case [kind, _] if kind == GOODBYE:
+                    self._goodbye = True
+                    continue
                 case [kind, name, outcome] if kind == TOLD:
                     self._on_told(name, outcome)
                 case _:
