@@ -234,7 +234,9 @@ class Controller:
         self.changed.set()
 
     async def _watch_cluster(self, ward: Ward) -> None:
-        ward.die(await self.cluster.watch(ward.incarnation), proven=True, signal=Signal.SAID_DEAD)
+        reason = await self.cluster.watch(ward.incarnation)
+        await ward.hear_out()
+        ward.die(reason, proven=True, signal=Signal.SAID_DEAD)
 
     # --- looking -----------------------------------------------------------------------------------------------
 

@@ -41,8 +41,9 @@ SUSPECT_S: Final = 1.0
 """An instance that sent no pulse for this long (five are missed) is suspect."""
 
 ORDERS_MAX: Final = 1_000
-LAST_WORDS_S: Final = 0.02
-"""How long a beacon is still listened to after the other connection was closed; usually both are closed at once."""
+LAST_WORDS_S: Final = 0.1
+"""How long a beacon is still listened to after the other connection was closed, or the cluster has said that the instance is
+dead; usually all of that is at once, and the beacon's last word, which may be who killed it, is on its way."""
 
 FOLLOW_AGAIN_S: Final = 1.0
 TOLD_MAX_S: Final = 20.0
@@ -105,6 +106,7 @@ class Ward:
         self._loop = asyncio.get_running_loop()
         self._slow_looks = 0
         self._goodbye = False
+        self._over = asyncio.Event()
         self._follow_again_at = 0.0
         self._told: dict[str, asyncio.Future[Any]] = {}
 
@@ -141,6 +143,14 @@ class Ward:
                 await beacon.close()
         except (Closed, ConnectFailed, BadFrame) as error:
             self.die(f"connection closed: {error}", proven=True)
+        finally:
+            self._over.set()
+
+    async def hear_out(self) -> None:
+        """Until all that it had to say is heard, or `LAST_WORDS_S` later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._over.wait()
 
     async def _talk(self, connection: Connection, beacon: Connection) -> None:
         """Until one of the connections is gone. Then the beacon is heard to its end: its last word may be who killed it."""
