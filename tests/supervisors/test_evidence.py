@@ -29,6 +29,9 @@ from tests.support.simulated import APP, QuietWorld
 TOPIC: Final = f"{APP}.stock"
 UNVERIFIED: Final = 3
 CALLERS: Final = 8
+LOOKED_FOR_S: Final = 0.01
+"""How long it takes to find that the log is away."""
+
 LAST_FRAMES_S: Final = 0.1
 """An instance that ends takes its time: what it has sent before arrives."""
 
@@ -56,7 +59,7 @@ class MoodyLog(SimulatedLog):
         if partition.topic == TOPIC:
             await self.gate.wait()
             if self.away:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(LOOKED_FOR_S)
                 raise LogUnavailable(f"{partition} is away")
 
 
