@@ -16,7 +16,7 @@ from rekindle.supervisors.control import Control
 from rekindle.supervisors.decided import Owned
 from rekindle.supervisors.incidents import Evidence, Signal
 from rekindle.supervisors.planning import UPKEEP_AGAIN_MS, Planning
-from rekindle.supervisors.plans import ByHand, Cordon, Perform, Phase, Plan, State, Step, advance
+from rekindle.supervisors.plans import ByHand, Cordon, Perform, Phase, Plan, Standing, State, Step, advance
 from rekindle.supervisors.view import Sight, world_of
 from rekindle.supervisors.world import InstanceView, NodeView, ServiceView, ShardView, Told, World, latest
 from tests.supervisors.test_control import host_of, leading, make_log, running
@@ -114,10 +114,12 @@ async def host() -> Host:
     return host_of(await make_log())
 
 
-async def asked(planning: Planning, seen: World) -> tuple[list[str], list[Evidence]]:
+async def asked(planning: Planning, seen: World, *known: Plan) -> tuple[list[str], list[Evidence]]:
     """The policies whose plans are to be carried out, and what was noticed."""
-    control, noticed = Control.describe().new("control"), list[Evidence]()
+    noticed: list[Evidence] = []
+    control = Control.describe().new("control")
     assert isinstance(control, Control)
+    control.plans = {plan.id: plan for plan in known}
     plans = await planning.plans(control, seen, noticed.append)
     return [plan.policy for plan in plans], noticed
 
@@ -151,6 +153,16 @@ async def test_an_upkeep_that_fails_is_noticed_and_left_alone_for_a_while() -> N
         assert [e.signal for e in noticed] == ([Signal.POLICY_FAILED] if now_ms in (0, UPKEEP_AGAIN_MS) else [])
         assert all(e.text == "upkeep: there is no instance 'nobody'" for e in noticed)
     assert calls == [0, UPKEEP_AGAIN_MS]
+
+
+@in_loop
+async def test_an_upkeep_whose_plan_has_failed_is_left_alone_for_a_while_also_by_the_next_leader() -> None:
+    def own(_: World, __: str) -> Plan | None:
+        return plan_of(("x", "check"))
+
+    failed = plan_of(("x", "check")).model_copy(update={"standing": Standing.FAILED, "ended_ms": 7, "is_own": True})
+    for now_ms, policies in ((7, []), (UPKEEP_AGAIN_MS + 6, []), (UPKEEP_AGAIN_MS + 7, ["own"])):
+        assert await asked(Planning(await host()), world(own, now_ms=now_ms), failed) == (policies, [])
 
 
 @in_loop

@@ -197,7 +197,8 @@ class Planning:
     ) -> Plan | None:
         """What it needs in its own words; one that has failed is not asked again at once."""
         function = world.services[name].spec.upkeep
-        if function is None or world.now_ms - self._failed.get(name, -UPKEEP_AGAIN_MS) < UPKEEP_AGAIN_MS:
+        failed_ms = max(self._failed.get(name, -UPKEEP_AGAIN_MS), _upkeep_failed_ms(control, name))
+        if function is None or world.now_ms - failed_ms < UPKEEP_AGAIN_MS:
             return None
         try:
             plan = await self._ask(id(function), world, lambda: function(world, name))
@@ -207,7 +208,7 @@ class Planning:
             self._failed[name] = world.now_ms
             self._on_failed("upkeep: ", name, error, control, world, notice)
             return None
-        return plan if plan is not None and _wants_something(plan, world) else None
+        return plan.model_copy(update={"is_own": True}) if plan is not None and _wants_something(plan, world) else None
 
     def outcome_of(self, incident: Incident, world: World) -> str | None:
         """How an incident has ended; None: it has not."""
@@ -291,6 +292,12 @@ def _finished(plan: Plan, control: Control, world: World, incident: int | None) 
     held = max((control.held.get(name, 0) for name in plan.services), default=0)
     plan = delayed(plan, held) if held > world.now_ms else plan
     return plan.model_copy(update={"incident": incident, "basis": basis, "standing": Standing.RUNNING})
+
+
+def _upkeep_failed_ms(control: Control, name: str) -> int:
+    """When a plan of the service's own upkeep failed last."""
+    own = [plan for plan in control.plans.values() if plan.is_own and plan.incident is None and plan.services == [name]]
+    return max((plan.ended_ms or 0 for plan in own if plan.standing is Standing.FAILED), default=-UPKEEP_AGAIN_MS)
 
 
 def _wants_something(plan: Plan, world: World) -> bool:
