@@ -140,6 +140,20 @@ def test_an_instance_is_started_elsewhere_than_where_one_has_just_died() -> None
     assert planned(Reshuffle(), CRASH, replace(world, nodes=nodes)) == ["start a on n3"]
 
 
+def test_a_service_is_not_put_all_on_one_node_because_of_deaths_elsewhere() -> None:
+    """A process that crashed is not its node's fault, and standbys need another node than their owners'."""
+    world = made(of("a", "a1", wanted=2, standbys=1), at("a1", "n1"))
+    nodes = {name: replace(node, died_at_ms=None if name == "n1" else 9_000) for name, node in world.nodes.items()}
+    assert planned(Reshuffle(), CRASH, replace(world, nodes=nodes))[0] == "start a on n2"
+
+
+def test_instances_that_came_to_be_on_one_node_get_one_elsewhere_and_then_one_of_them_is_too_many() -> None:
+    close = made(of("a", "a1", "a2", standbys=1, wanted=2), at("a1", "n1"), at("a2", "n1"))
+    assert lines(missing(close, ["a"])) == ["start a on n2"]
+    apart = made(of("a", "a1", "a3", standbys=1, wanted=2), at("a1", "n1"), at("a2", "n1"), at("a3", "n2"))
+    assert lines(upkeep(apart, "a")) == ["stop a2"]
+
+
 def test_services_that_start_together_are_spread_over_nodes_too() -> None:
     plan = missing(made(of("a"), of("b"), of("c"), of("d")), ["a", "b", "c", "d"])
     starts = [line for line in lines(plan) if line.startswith("start")]

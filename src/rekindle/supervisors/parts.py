@@ -106,9 +106,13 @@ def own_orphans(world: World, service: ServiceView) -> list[Phase]:
 
 
 def replace(world: World, service: ServiceView) -> list[Phase]:
-    """Start the instances that are missing, once all shards are served (or nobody is left to serve them)."""
+    """Start the instances that are missing, once all shards are served (or nobody is left to serve them); one more if all
+    are so close together that standbys find no place: one of the others then is too many, and is stopped."""
     there = [i for i in world.of(service.name) if i.node not in world.cordoned]
     missing = service.wanted - len(there)
+    if service.wanted and service.spec.standbys:
+        apart = min(nodes_needed(service), service.wanted, len(world.open_nodes()))
+        missing = max(missing, apart - len({i.node for i in there}))
     if missing <= 0 or not world.open_nodes():
         return []
     guards: list[Guard] = [Served(service=service.name)] if world.up(service.name) else []
@@ -121,7 +125,7 @@ def replace(world: World, service: ServiceView) -> list[Phase]:
 
 def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
     """Nodes for new instances: the fewest of the service first, zones in turn, then the fewest of all; one on which an
-    instance has just died is the last choice."""
+    instance has just died is the last choice, as long as the service is on as many nodes as it has to be."""
     own = dict.fromkeys(world.nodes, 0)
     every = dict.fromkeys(world.nodes, 0)
     zones: dict[str, int] = {}
@@ -136,6 +140,7 @@ def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
         node = min(
             candidates,
             key=lambda n: (
+                own[n.name] > 0 and sum(map(bool, own.values())) < nodes_needed(service),
                 _just_died(n, world.now_ms),
                 own[n.name],
                 zones.get(n.zone, 0),
@@ -149,6 +154,11 @@ def nodes_for(world: World, service: ServiceView, count: int) -> list[NodeView]:
         zones[node.zone] = zones.get(node.zone, 0) + 1
         chosen.append(node)
     return chosen
+
+
+def nodes_needed(service: ServiceView) -> int:
+    """On how many nodes its instances have to be, at least: for an owner and its standbys, and never all on one."""
+    return max(min(2, service.wanted), service.spec.standbys + 1)
 
 
 def _just_died(node: NodeView, now_ms: int) -> bool:
