@@ -59,8 +59,6 @@ app = _app("bench", SHARDS, 1)
 fsync_app = _app("bench-fsync", SHARDS, 1)
 """The same on topics of its own, which the broker syncs to disk for every batch."""
 one_shard_app = _app("bench-one", 1, 1)
-takeover_app = _app("bench-takeover", 64, 2)
-"""32 shards on each of two instances."""
 
 
 def _killed_app(name: str, shards: int, instances: int, standbys: int) -> App:
@@ -69,6 +67,9 @@ def _killed_app(name: str, shards: int, instances: int, standbys: int) -> App:
     backoff = Backoff(first_s=0.05, factor=1.0, max_s=0.05)
     return App(name, tree=Supervisor("bench", max_restarts=1_000, backoff=backoff, children=[service]))
 
+
+takeover_app = _killed_app("bench-takeover", shards=64, instances=2, standbys=0)
+"""32 shards on each of two instances."""
 
 standby_app = _killed_app("bench-killed", shards=32, instances=3, standbys=1)
 bare_app = _killed_app("bench-killed", shards=32, instances=3, standbys=0)
