@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
@@ -76,7 +77,12 @@ class Machines(ProcessCluster):
     def freeze(self, incarnation: str, *, alone: bool = False) -> None:
         """SIGSTOP for all its processes; alone: only for the instance itself, what it has started runs on."""
         self._frozen[incarnation] = self.processes(incarnation)
-        _send(self._frozen[incarnation][: 1 if alone else None], signal.SIGSTOP)
+        frozen = self._frozen[incarnation][: 1 if alone else None]
+        _send(frozen, signal.SIGSTOP)
+        # A thread that is in the kernel goes on until it leaves it, and may come back with a lock.
+        deadline = time.monotonic() + STEP_MAX_S
+        while not all(_is_stopped(process) for process in frozen):
+            assert time.monotonic() < deadline, f"expected {frozen} to stop within {STEP_MAX_S} s"
 
     def is_doomed(self, incarnation: str) -> bool:
         """Whether it was killed while it was frozen."""
@@ -97,6 +103,15 @@ class Machines(ProcessCluster):
         """See `ProcessCluster`."""
         self._frozen.clear()
         await super().close()
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    """Whether none of its threads runs any more."""
+    states = set[str]()
+    for path in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            states.add(path.read_text().rpartition(")")[2].split()[0])
+    return states <= {"T", "t", "Z", "X"}
 
 
 def _send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:

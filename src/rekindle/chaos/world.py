@@ -287,7 +287,8 @@ class World:
                 return
             self.operated += 1
             self.note("=", "the operator allows what is kept down")
-            self.operate(self.weather.tidy_up)
+            await self._until(lambda: self.operate(self.weather.tidy_up), "nobody leads")
+            await asyncio.sleep(LATE_S)
 
     async def _audit_replicas(self, seen: dict[str, Seen | None]) -> None:
         store = LogStore(self.log, APP)
