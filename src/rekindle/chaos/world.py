@@ -114,7 +114,7 @@ class World:
         self.clients: list[Process] = []
         self.faults: list[str] = []
         self.operated = 0
-        self.leading: Controller | None = None
+        self.leading: dict[str, Controller] = {}
         self._said = 0
         self.lines: list[str] = []
         self._chance = self.random("world")
@@ -235,14 +235,15 @@ class World:
             process.kill()
 
     def _on_leading(self, controller: Controller) -> None:
-        self.leading = controller
+        self.leading[controller.name] = controller  # or tries to: of two that begin at once one has to stand by again
 
     def operate(self, verbs: Callable[[Control], list[Verb]]) -> bool:
         """Somebody says something to who leads; whether anybody does. What is said may be refused, or get lost with them."""
-        controller = self.leading
-        process = next((p for p in self.controllers if controller is not None and p.name == controller.name), None)
-        if controller is None or process is None or not (process.runs and controller.leads):
+        known = [(process, self.leading.get(process.name)) for process in self.controllers if process.runs]
+        found = [(process, controller) for process, controller in known if controller is not None and controller.leads]
+        if not found:
             return False
+        process, controller = found[0]
         said = verbs(controller.decisions.control)
         for verb, args in said:
             self._said += 1
