@@ -44,12 +44,12 @@ def check_table(name: str, model: type, keyed_by_entity: bool) -> None:
     """Refuse a class that cannot be a read model. Raises `DeclarationError`."""
     try:
         mapper = cast("Mapper[Any]", inspect(model))
-        table: object = mapper.local_table
+        table = _own_table(mapper)
     except (NoInspectionAvailable, InvalidRequestError, AttributeError) as error:
         raise DeclarationError(
             f"projection {name!r}: expected a declarative SQLAlchemy class, got {model!r}"
         ) from error
-    if not isinstance(table, Table) or mapper.inherits is not None:
+    if table is None:
         raise DeclarationError(
             f"projection {name!r}: {model.__name__} must have a table of its own, without inheritance"
         )
@@ -74,6 +74,11 @@ def check_table(name: str, model: type, keyed_by_entity: bool) -> None:
             f"{whose}: a row begins with its columns' defaults, and {listed(without)} has none: mapped_column(default=...), "
             "or Mapped[... | None]"
         )
+
+
+def _own_table(mapper: Mapper[Any]) -> Table | None:
+    plain = isinstance(mapper.local_table, Table) and mapper.inherits is None
+    return cast("Table", mapper.local_table) if plain else None
 
 
 def _python_type(column: Column[Any]) -> type | None:
