@@ -176,23 +176,28 @@ def forget(connection: Connection, name: str) -> None:
     connection.execute(PARKED.delete().where(PARKED.c.projection == name))
 
 
-def rename(connection: Connection, name: str, to: str) -> None:
-    """Everything that is kept of a projection is another one's from here on."""
-    connection.execute(PROJECTION.update().where(PROJECTION.c.name == name).values(name=to))
-    connection.execute(POSITION.update().where(POSITION.c.projection == name).values(projection=to))
-    connection.execute(PARKED.update().where(PARKED.c.projection == name).values(projection=to))
+def succeed(connection: Connection, name: str, successor: str, now_ms: int) -> None:
+    """Everything that is kept of a successor is the projection's from here on; whoever feeds it says soon that it does.
+
+    The projection's own row stays: in PostgreSQL, who waits for a row that is then deleted would not find the one that came in
+    its place.
+    """
+    c = PROJECTION.c
+    new = connection.execute(select(c.version, c.shape, c.events).where(c.name == successor)).one()
+    values = {"version": new.version, "shape": new.shape, "events": new.events, "state": ENDED, "error": ""}
+    lag = {"rate": 0.0, "lag_events": 0, "lag_seconds": 0.0, "updated_ms": now_ms, "generation": c.generation + 1}
+    if standing(connection, name) is None:
+        enter(connection, name, new.version, new.shape, ENDED, now_ms)
+    connection.execute(PROJECTION.update().where(c.name == name).values(**values, **lag))
+    connection.execute(PROJECTION.delete().where(c.name == successor))
+    for table in (POSITION, PARKED):
+        connection.execute(table.delete().where(table.c.projection == name))
+        connection.execute(table.update().where(table.c.projection == successor).values(projection=name))
 
 
-def succeed(connection: Connection, name: str, generation: int, now_ms: int) -> None:
-    """A projection whose tables were swapped; whoever feeds it says soon that it does."""
-    change = PROJECTION.update().where(PROJECTION.c.name == name)
-    connection.execute(change.values(state=ENDED, error="", generation=generation, updated_ms=now_ms))
-
-
-def hold(connection: Connection, name: str) -> Standing | None:
-    """As `standing`, and nobody writes for this projection until the transaction ends."""
+def hold(connection: Connection, name: str) -> None:
+    """Let nobody write for this projection until the transaction ends."""
     connection.execute(select(PROJECTION.c.name).where(PROJECTION.c.name == name).with_for_update())
-    return standing(connection, name)
 
 
 def positions(connection: Connection, name: str) -> dict[tuple[str, int], Position]:

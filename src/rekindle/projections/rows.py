@@ -77,8 +77,8 @@ def check_table(name: str, model: type, keyed_by_entity: bool) -> None:
 
 
 def _own_table(mapper: Mapper[Any]) -> Table | None:
-    plain = isinstance(mapper.local_table, Table) and mapper.inherits is None
-    return cast("Table", mapper.local_table) if plain else None
+    table: Any = mapper.local_table
+    return cast("Table", table) if isinstance(table, Table) and mapper.inherits is None else None
 
 
 def _python_type(column: Column[Any]) -> type | None:

@@ -97,7 +97,7 @@ def open_successor(database: Database, bound: Bound, now_ms: Any) -> tuple[Write
     return Writer(database, bound, name, shape, shapes, 0, now_ms), positions
 
 
-def take_place(connection: Connection, bound: Bound, generation: int, now_ms: int) -> None:
+def take_place(connection: Connection, bound: Bound, now_ms: int) -> None:
     """The successor's tables and positions become the projection's, in a transaction that somebody else commits."""
     for model in bound.declared.tables:
         table = table_of(model)
@@ -112,9 +112,7 @@ def take_place(connection: Connection, bound: Bound, generation: int, now_ms: in
             _rename_postgres_indexes(connection, table)
         for grant in grants:
             connection.exec_driver_sql(grant)
-    books.forget(connection, bound.name)
-    books.rename(connection, successor_name(bound.name), bound.name)
-    books.succeed(connection, bound.name, generation, now_ms)
+    books.succeed(connection, bound.name, successor_name(bound.name), now_ms)
 
 
 def _shapes(bound: Bound, tables: Sequence[Table], dialect: Dialect) -> list[Shape]:
