@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.events import Claim, Stored, encode
+from rekindle.events import Claim, LogDamaged, Stored, encode
 from rekindle.projections import Database, DatabaseAway, Declared, ProjectionFenced
 from rekindle.projections.books import Progress
 from rekindle.projections.reading import Reading, Share
@@ -273,6 +273,17 @@ def test_a_batch_is_cut_at_facts() -> None:
     assert first_of([share], 3) == [share]
     assert share.after.offset == 5
     assert first_of([share, share], 0)[1].after == share.before
+
+
+def test_what_cannot_be_read_is_not_passed_by_a_position(database: Database) -> None:
+    script = of_commits(1, 2)
+    script.put(record(script.term, 9, "a", [Received(qty=1)]))  # a hole under its own term: something was lost
+    rival = Rival(database)
+    with pytest.raises(LogDamaged):
+        rival.read(0, script.entries, 100)
+    rival.write(100)
+    assert Rival(database).readings[0].fold.offset == 3
+    assert stock_rows(database) == expected_stock([script.entries[:3]])
 
 
 # Poison

@@ -15,11 +15,12 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from rekindle.actors import Hosted
 from rekindle.actors.replay import LOG_AWAY_MAX_S, READ_WAIT_S, check_claim_was_read
 from rekindle.events import SESSION_TTL_MS, Bounds, Commit, Entry, EventLog, Fold, LogUnavailable, Partition, decode
+from rekindle.events.records import build
 from rekindle.projections.errors import HistoryGone, PositionNotConfirmed
 
 DIGEST_BYTES: Final = 8
@@ -97,6 +98,7 @@ class Reading:
         self.waiting = 0
         self._last: bytes | None = None
         self._digest = position.digest
+        self._spoiled = False
 
     @property
     def service(self) -> str:
@@ -104,20 +106,25 @@ class Reading:
         return self.hosted.name
 
     def feed(self, entries: Iterable[Entry]) -> None:
-        """Take what comes next. Raises what `Fold.feed` raises, and `LogTruncated`."""
+        """Take what comes next. Raises what `Fold.feed` raises, and `LogTruncated`; then nothing is read any more, and what
+        is taken ends before the record that nobody could make sense of."""
         fold, counts, facts = self.fold, self.fold.feed, self.facts
-        for entry in entries:
-            value = entry.value
-            record = decode(value)
-            if counts(entry.offset, record):
-                assert isinstance(record, Commit), f"a {type(record).__name__} counts as a commit"
-                if record.events:
-                    assert value is not None, "a record without a value has events"
-                    facts.append(Fact(entry.offset, record, value, fold.assignment, fold.incarnation))
-                    self.waiting += len(record.events)
-            else:
-                check_claim_was_read(self.partition, fold, record)
-            self._last, self._digest = value, ""
+        value = self._last
+        try:
+            for entry in entries:
+                value = entry.value
+                record = decode(value)
+                if counts(entry.offset, record):
+                    commit = cast("Commit", record)
+                    if commit.events:
+                        facts.append(build(Fact, (entry.offset, record, value, fold.assignment, fold.incarnation)))
+                        self.waiting += len(commit.events)
+                else:
+                    check_claim_was_read(self.partition, fold, record)
+        except BaseException:
+            self._spoiled = True
+            raise
+        self._last, self._digest = value, ""
         # Nobody asks a projection whether a command was run; with its sessions it would keep a client's every open reply.
         fold.sessions.clear()
         self.end = max(self.end, fold.offset)
@@ -141,7 +148,10 @@ class Reading:
             taken.append(fact)
             events -= len(fact.commit.events)
             self.waiting -= len(fact.commit.events)
-        self.taken = taken[-1].behind if self.facts else self.position
+        if not (self.facts or self._spoiled):
+            self.taken = self.position
+        elif taken:
+            self.taken = taken[-1].behind
         return Share(self.hosted, self.shard, before, taken, self.taken)
 
     def put_back(self, facts: list[Fact], position: Position) -> None:

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from typing import Any, Final, TypeVar, cast
+from uuid import UUID
 
-from sqlalchemy import Column, Connection, Table, inspect, select, tuple_
+from sqlalchemy import ARRAY, Column, Connection, Table, any_, bindparam, inspect, select, tuple_, types
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import InvalidRequestError, NoInspectionAvailable
 from sqlalchemy.orm import Mapper
@@ -31,13 +35,10 @@ SUCCESSOR: Final = "__new"
 """Added to the names of a table that is to take another one's place, and of its indexes and constraints."""
 
 LOADED_TOGETHER: Final = 500
-"""Rows that one query asks for."""
+"""Rows that one query asks for, where each key is a value of its own: SQLite takes 32,766 values."""
 
-WRITTEN_TOGETHER: Final = 500
-PARAMETERS_MAX: Final = 30_000
-"""Rows, and values, of one statement. SQLite takes 32,766 values, PostgreSQL 65,535."""
-
-_MUTABLE: Final = (list, dict, set, bytearray)
+_IMMUTABLE: Final = (str, int, float, bytes, Decimal, date, time, timedelta, UUID, Enum)
+"""Types of values that can only be replaced. Of all others a copy tells whether a handler has changed them."""
 
 
 def check_table(name: str, model: type, keyed_by_entity: bool) -> None:
@@ -109,12 +110,16 @@ class Shape:
         self._places = [self.attributes.index(attribute) for attribute in self.key_attributes]
         self._new = mapper.class_manager.new_instance
         self._defaults = [(attribute, _default(column)) for column, attribute in own if not column.primary_key]
+        self.mutable = not all(issubclass(_python_type(column) or object, _IMMUTABLE) for column in self.columns)
         self._binders = [_binder(column, dialect) for column in self.columns]
         self._converts = any(self._binders)
         self._quote = dialect.identifier_preparer
-        self._mark = "?" if dialect.paramstyle == "qmark" else "%s"
-        self.written_together = min(WRITTEN_TOGETHER, PARAMETERS_MAX // len(self.columns))
-        self._upserts: dict[int, str] = {}
+        # PostgreSQL takes a column of values as one array; an array of arrays it would take apart.
+        self._arrays = dialect.name == "postgresql" and not any(isinstance(c.type, types.ARRAY) for c in self.columns)
+        mark = "?" if dialect.paramstyle == "qmark" else "%s"
+        self._upsert_one = self._upsert(f"VALUES ({', '.join([mark] * len(self.columns))})")
+        arrays = ", ".join(f"%s::{column.type.compile(dialect)}[]" for column in self.columns)
+        self._upsert_arrays = self._upsert(f"SELECT * FROM unnest({arrays})")
 
     def key_of(self, values: Sequence[Any]) -> Any:
         """The key of a row as it is loaded."""
@@ -153,6 +158,10 @@ class Shape:
 
     def select(self, connection: Connection, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The rows with these keys, each as its values."""
+        if self._arrays and self.single is not None and _alike(keys):
+            wanted = bindparam("keys", list(keys), type_=ARRAY(self.keys[0].type))
+            yield from connection.execute(select(*self.columns).where(self.keys[0] == any_(wanted)))
+            return
         for start in range(0, len(keys), LOADED_TOGETHER):
             chunk = keys[start : start + LOADED_TOGETHER]
             among = self.keys[0] if self.single is not None else tuple_(*self.keys)
@@ -160,31 +169,25 @@ class Shape:
 
     def upsert(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Write rows, whether they are there or not."""
-        for start in range(0, len(rows), self.written_together):
-            chunk = rows[start : start + self.written_together]
-            statement = self._upserts.get(len(chunk)) or self._upsert(len(chunk))
-            connection.exec_driver_sql(statement, tuple([value for row in chunk for value in self._bound(row)]))
+        rows = [self._bound(row) for row in rows] if self._converts else rows
+        if self._arrays and all(map(_alike, columns := list(zip(*rows, strict=True)))):
+            connection.exec_driver_sql(self._upsert_arrays, tuple(map(list, columns)))
+        else:
+            connection.exec_driver_sql(self._upsert_one, list(rows))
 
-    def _bound(self, row: tuple[Any, ...]) -> Iterable[Any]:
+    def _bound(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """The values as the driver takes them."""
-        if not self._converts:
-            return row
         pairs = zip(self._binders, row, strict=True)
-        return [value if bind is None else bind(value) for bind, value in pairs]
+        return tuple([value if bind is None or value is None else bind(value) for bind, value in pairs])
 
-    def _upsert(self, count: int) -> str:
+    def _upsert(self, source: str) -> str:
         quote = self._quote.quote
         names = [quote(column.name) for column in self.columns]
         others = [quote(column.name) for column in self.columns if not column.primary_key]
-        row = f"({', '.join([self._mark] * len(names))})"
         keys = ", ".join(quote(column.name) for column in self.keys)
         change = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in others) if others else "NOTHING"
-        text = (
-            f"INSERT INTO {self._quote.format_table(self.table)} ({', '.join(names)}) VALUES {', '.join([row] * count)} "
-            f"ON CONFLICT ({keys}) DO {change}"
-        )
-        self._upserts[count] = text
-        return text
+        into = f"INSERT INTO {self._quote.format_table(self.table)} ({', '.join(names)})"
+        return f"{into} {source} ON CONFLICT ({keys}) DO {change}"
 
     def delete(self, connection: Connection, keys: Sequence[Any]) -> None:
         """Delete the rows with these keys."""
@@ -192,6 +195,13 @@ class Shape:
             chunk = keys[start : start + LOADED_TOGETHER]
             among = self.keys[0] if self.single is not None else tuple_(*self.keys)
             connection.execute(self.table.delete().where(among.in_(chunk)))
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    """Whether values are of one type, but for those that are None: only then do they fit into one array."""
+    found = set(map(type, values))
+    found.discard(type(None))
+    return len(found) <= 1
 
 
 def _default(column: Column[Any]) -> Any:
@@ -288,9 +298,7 @@ class Rows:
             values = tuple(found)
             key = held.shape.key_of(values)
             held.rows[key] = held.shape.loaded(values)
-            if any(isinstance(value, _MUTABLE) for value in values):
-                values = deepcopy(values)
-            held.before[key] = values
+            held.before[key] = deepcopy(values) if held.shape.mutable else values
 
     def begin_undoable(self) -> None:
         """From here on remember rows as they are when they are first met, until `keep` or `undo`."""

@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rekindle.actors import Hosted
 from rekindle.events import Event, NewerRecord, RekindleError, Undecodable, pack
-from rekindle.events.records import RawEvent
+from rekindle.events.records import RawEvent, build
 from rekindle.projections import books
 from rekindle.projections.books import Progress
 from rekindle.projections.database import Database
@@ -244,22 +244,21 @@ class Writer:
 
     def steps(self, shares: Sequence[Share]) -> list[Step]:
         """The events of a batch that a handler is there for. Raises `NewerRecord`."""
-        return list(self._steps(shares))
-
-    def _steps(self, shares: Sequence[Share]) -> Iterator[Step]:
+        steps: list[Step] = []
         for number, share in enumerate(shares):
-            service, kind = share.hosted.name, share.hosted.kind
-            wanted, known, decode = self._wanted[service], self._known[service], kind.events.decode
-            for place, fact in enumerate(share.facts):
-                commit = fact.commit
+            service, shard, decode = share.hosted.name, share.shard, share.hosted.kind.events.decode
+            wanted, known = self._wanted[service], self._known[service]
+            for place, (offset, commit, *_) in enumerate(share.facts):
                 for index, raw in enumerate(commit.events):
                     if raw[0] not in wanted and raw[0] in known:
                         continue
-                    at = At(service, commit.entity, share.shard, fact.offset, commit.sequence, commit.time, index)
+                    where = (service, commit.entity, shard, offset, commit.sequence, commit.time, index)
+                    at: At = build(At, where)
                     try:
-                        yield Step(number, place, raw, decode(raw), at)
+                        steps.append(build(Step, (number, place, raw, decode(raw), at, None)))
                     except Undecodable as error:
-                        yield Step(number, place, raw, None, at, error)
+                        steps.append(Step(number, place, raw, None, at, error))
+        return steps
 
     def _load(self, rows: Rows, steps: Sequence[Step]) -> None:
         touches = self.bound.declared.touches
