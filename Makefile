@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
+HAS_POSTGRES := (command -v initdb || ls /usr/lib/postgresql/*/bin/initdb) >/dev/null 2>&1
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
@@ -57,9 +58,9 @@ $(READY): $(LOCKED) pyproject.toml
 	@touch $@
 
 # What the tests run that no Python package brings: installed where that may be, else its tests are skipped, loudly. They use
-# ports of their own, so a Redis service that comes with the package is not in the way.
+# ports of their own, so a service that comes with a package is not in the way.
 $(SYSTEM): $(LOCKED)
-	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
-		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server) || true
-	@if command -v redis-server >/dev/null; then touch $@; \
-	else echo "No redis-server, so its tests will be skipped. To have them run: sudo apt-get install redis-server"; fi
+	@command -v redis-server >/dev/null && $(HAS_POSTGRES) || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql) || true
+	@if command -v redis-server >/dev/null && $(HAS_POSTGRES); then touch $@; \
+	else echo "No redis-server or no PostgreSQL, so their tests will be skipped. To have them run: sudo apt-get install redis-server postgresql"; fi

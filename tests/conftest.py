@@ -17,10 +17,12 @@ import pytest
 
 from tests.support.jars import KafkaMissing
 from tests.support.kafka import KafkaCluster
+from tests.support.postgres import Postgres, PostgresMissing
 
 _BROKERS = {"kafka", "three_brokers"}
 _MISSING = pytest.StashKey[dict[str, str]]()
 _KAFKA, _REDIS = "everything that needs a real Kafka", "the supervision of a real Redis"
+_POSTGRES = "read models in a real PostgreSQL"
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +74,27 @@ def redis_server(pytestconfig: pytest.Config) -> None:
     """There is a `redis-server` to be started."""
     if shutil.which("redis-server") is None:
         _do_without(pytestconfig, _REDIS, "redis-server is not installed: apt-get install redis-server")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(pytestconfig: pytest.Config) -> Generator[Postgres]:
+    """The server behind `postgres`."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(Postgres())
+        except PostgresMissing as missing:
+            reason = str(missing)
+        else:
+            yield server
+            return
+    _do_without(pytestconfig, _POSTGRES, reason)
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Generator[Postgres]:
+    """A PostgreSQL. A test may kill it: it is back before the next test."""
+    yield postgres_server
+    postgres_server.start()
 
 
 def _do_without(config: pytest.Config, what: str, reason: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """The command line. Here: `up`, `down`, `state`, and what the exit codes mean; in `operating`: everything for operators.
 
-`up` and `down` speak to Ray, `state` reads the log, all others ask the running application's leader over the wire.
+`up` and `down` speak to Ray, `state` and `projection` (in `viewing`) read the log, all others ask the running application's
+leader over the wire.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rekindle.operating import AppOption, LogOption, commands
 from rekindle.supervisors import DeclarationError, load
 from rekindle.supervisors.hosting import Application
 from rekindle.up import as_json, create_topics, launch_of, lines_of, state_of
+from rekindle.viewing import projections
 
 UP_MAX_S: Final = 120.0
 FAILED: Final = 1
@@ -43,6 +45,7 @@ cli = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_CODES
 )
 cli.add_typer(commands)
+cli.add_typer(projections, name="projection")
 
 Target = Annotated[str, typer.Argument(help="the application, as module:app", metavar="MODULE:APP")]
 AddressOption = Annotated[
@@ -135,8 +138,8 @@ def exit_code_of(error: RekindleError) -> int:
             return REFUSED
         case OutcomeUnknown():
             return UNKNOWN
-        case _:  # by its name: only what needs Ray imports it
-            return NOT_REACHABLE if type(error).__name__ == "RayAway" else FAILED
+        case _:  # by their names: only what needs Ray, or a database, imports them
+            return NOT_REACHABLE if type(error).__name__ in ("RayAway", "DatabaseAway") else FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

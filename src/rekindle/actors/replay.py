@@ -26,6 +26,7 @@ from rekindle.events import (
     LogUnavailable,
     Partition,
     Reader,
+    Record,
     SnapshotError,
     SnapshotStore,
     decode,
@@ -162,6 +163,13 @@ class Replay:
         floor, fold = self.floor, self.folding.fold
         if fold.offset < floor.offset or fold.sequence < floor.sequence:
             raise LogTruncated(str(self.partition), floor.offset, fold.offset)
+
+
+def check_claim_was_read(partition: Partition, fold: Fold, record: Record) -> None:
+    """For whoever only reads, of a record that does not count. Raises `LogTruncated` if it is a commit under a claim that was
+    not read: then the log was cut behind this reader's back, and has grown again. To one who begins anew it would look sound."""
+    if isinstance(record, Commit) and record.term > fold.term:
+        raise LogTruncated(f"{partition} (the claim at offset {record.term} was never read)", record.term, fold.term)
 
 
 def _below(entries: Sequence[Entry], end: int) -> Sequence[Entry]:

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable
 from rekindle.actors.entities import Entities
 from rekindle.actors.entity import Entity
 from rekindle.actors.host import Hosted
-from rekindle.actors.replay import LOG_AWAY_MAX_S, NO_FLOOR, Floor, Replay, load_snapshot
+from rekindle.actors.replay import LOG_AWAY_MAX_S, NO_FLOOR, Floor, Replay, check_claim_was_read, load_snapshot
 from rekindle.events import (
-    Commit,
     Entry,
     EventLog,
     Fold,
-    LogTruncated,
     LogUnavailable,
     SnapshotStore,
     Undecodable,
@@ -69,11 +67,7 @@ class Replica:
                     )
 
     def feed(self, entries: Iterable[Entry]) -> None:
-        """Replay what counts.
-
-        Raises `LogTruncated` for a commit under a claim that was not read: then the log was cut behind this reader's
-        back, and has grown again. To one who begins anew it would look sound.
-        """
+        """Replay what counts. Raises `LogTruncated`: see `check_claim_was_read`."""
         counts, replay = self.fold.feed, self.entities.replay
         for entry in entries:
             value = entry.value
@@ -82,9 +76,8 @@ class Replica:
                 self.since_snapshot = 0 if record.kind == SNAPSHOTTED else self.since_snapshot + 1  # type: ignore[union-attr]
                 if record.events:  # type: ignore[union-attr]
                     replay(record, value)  # type: ignore[arg-type]
-            elif isinstance(record, Commit) and record.term > self.fold.term:
-                where = f"{self.partition} (the claim at offset {record.term} was never read)"
-                raise LogTruncated(where, record.term, self.fold.term)
+            else:
+                check_claim_was_read(self.partition, self.fold, record)
 
     def _on_strangers(self, count: int, where: str) -> None:
         self.say(f"{self.partition}: {count} records {where} are not ours, they count for nothing")
