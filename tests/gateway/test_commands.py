@@ -132,9 +132,7 @@ def test_a_retry_is_answered_as_the_first_time(http: httpx2.Client, key: str) ->
 
 def test_another_command_under_the_same_key_is_refused(http: httpx2.Client, key: str) -> None:
     receive(http, key, 5, "k")
-    reserve = http.post(
-        stock(key, "commands/reserve"), json={"order": "o", "qty": 5}, headers={"Idempotency-Key": "k"}
-    )
+    reserve = http.post(stock(key, "commands/reserve"), json={"order": "o", "qty": 5}, headers={"Idempotency-Key": "k"})
     for answer in (receive(http, key, 6, "k"), reserve):
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/key-reused")
     assert applied(http, key) == [{"qty": 5}]

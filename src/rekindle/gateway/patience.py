@@ -25,6 +25,10 @@ HEAD_MAX_S: Final = 10.0
 READ_MAX_S: Final = 20.0
 """How long a client may leave what it was sent unread, once the buffers are full."""
 
+PIPELINED_MAX: Final = 64
+"""Requests of one connection that wait for the answer to another one. Uvicorn reads on after each answer, and takes whatever
+one read brings, so their number would grow with what is sent and not with what is answered."""
+
 KEEP_ALIVE_S: Final = 30
 """How long a connection is kept without a request."""
 
@@ -75,13 +79,25 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The end of its head."""
         _cancel(self._head_timer)
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self._hang_up()
         if not self.transport.is_closing():
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of its body."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is sent to."""
         super().pause_writing()
-        self._read_timer = self.loop.call_later(READ_MAX_S, self.transport.abort)
+        self._read_timer = self.loop.call_later(READ_MAX_S, self._hang_up)
 
     def resume_writing(self) -> None:
         """It has caught up."""
@@ -105,6 +121,12 @@ class PatientProtocol(HttpToolsProtocol):
         if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             detail = f"the head of a request has at most {HEAD_BYTES_MAX} bytes, {self._head_bytes} came"
             self._refuse(Problem(431, "head-too-large", detail))
+
+    def _hang_up(self) -> None:
+        """At once, with what was not sent yet."""
+        if self.cycle is not None:  # pyright: ignore[reportUnnecessaryComparison]  # it is None before the first request
+            self.cycle.disconnected = True
+        self.transport.abort()
 
     def _refuse(self, problem: Problem) -> None:
         """Answer by hand, outside of any request, and hang up."""

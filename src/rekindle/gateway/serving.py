@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from rekindle.actors import Client, WebsocketWire, require_token
 from rekindle.app import TOKEN_VARIABLE
-from rekindle.gateway.access import GATEWAY_TOKEN_VARIABLE, READ_TOKEN_VARIABLE
+from rekindle.gateway.access import GATEWAY_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, Tenancy
 from rekindle.gateway.building import build
 from rekindle.gateway.patience import KEEP_ALIVE_S, PatientProtocol
 from rekindle.supervisors import DeclarationError, Operator, leader, load, opened, seeds
@@ -54,7 +54,12 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def opened_gateway(
-    app: Application, log_url: str | None = None, *, token: str | None = None, read_token: str | None = None
+    app: Application,
+    log_url: str | None = None,
+    *,
+    token: str | None = None,
+    read_token: str | None = None,
+    tenancy: Tenancy | None = None,
 ) -> AsyncGenerator[FastAPI]:
     """The gateway of an application with its client, operator and log; see `build`. Raises `LogUnavailable`."""
     wire_token = os.environ.get(TOKEN_VARIABLE)
@@ -66,7 +71,7 @@ async def opened_gateway(
             Client(app.name, hosted, WebsocketWire(), found, now_ms, wire_token) as client,
             Operator(app.name, leads, WebsocketWire(), wire_token) as operator,
         ):
-            yield build(app, client, operator, event_log, store, token=token, read_token=read_token)
+            yield build(app, client, operator, event_log, store, token=token, read_token=read_token, tenancy=tenancy)
 
 
 def listening(bind: str, token: str | None) -> socket.socket:
