@@ -17,6 +17,7 @@ _TEXTS: Final = {
     404: "There is no such thing.",
     408: "The request did not come in time.",
     409: "It is refused as things stand.",
+    412: "The owner's answer would be staler than `max_staleness` allows.",
     413: "The body is too large.",
     422: "The arguments are wrong, or the Idempotency-Key was used for something else.",
     429: "Too much at a time; nothing was done. Come again after `Retry-After` seconds.",

@@ -30,6 +30,7 @@ from rekindle.gateway.documents import problems
 from rekindle.gateway.problems import dashed
 from rekindle.gateway.signatures import Shape, refusals_of, shape_of
 
+TIMEOUT_MIN_S: Final = 0.01
 STALENESS_MAX_S: Final = 3_600.0
 IDEMPOTENCY_KEY_MAX: Final = 255
 FINGERPRINT_BYTES: Final = 16
@@ -39,7 +40,7 @@ TimeoutHeader = Annotated[
     float,
     Header(
         alias="Rekindle-Timeout",
-        gt=0,
+        ge=TIMEOUT_MIN_S,
         le=TIMEOUT_MAX_S,
         allow_inf_nan=False,
         description="seconds until the answer must be there",
@@ -150,7 +151,7 @@ def _add_query(app: FastAPI, client: Client, hosted: Hosted, handler: HandlerTyp
         operation_id=f"{hosted.name}-query-{handler.short}",
         response_model=shape.returns,
         responses={
-            **problems(*((400, 413) if method == "POST" else ()), 404, 409, 422, 429, 503),
+            **problems(*((400, 413) if method == "POST" else ()), 404, 409, 412, 422, 429, 503),
             **_refusals(refusals_of(hosted.kind, handler)),
         },
     )

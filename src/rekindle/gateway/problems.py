@@ -155,7 +155,7 @@ def _of_ours(error: RekindleError, text: str) -> Problem:
             )
             return Problem(504, "outcome-unknown", detail, title="OutcomeUnknown", retry_after_s=RETRY_AFTER_S)
         case Stale():
-            return Problem(503, "stale", text, title="Stale", retry_after_s=RETRY_AFTER_S)
+            return Problem(412, "stale", text, title="Stale")
         case DeadlineExceeded():
             return Problem(503, "deadline-exceeded", text, title="DeadlineExceeded", retry_after_s=RETRY_AFTER_S)
         case LogUnavailable() | ConnectFailed() | TokenRefused():
