@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ HEAD: Final = b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: gateway\r\nContent
 
 
 @contextmanager
-def connected(gateway: Gateway) -> Iterator[socket.socket]:
+def connected(gateway: Gateway) -> Generator[socket.socket]:
     host, _, port = gateway.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
         yield connection
@@ -204,7 +204,7 @@ def test_what_waits_on_one_connection_is_bounded(gateway: Gateway) -> None:
 
 
 @contextmanager
-def unread(gateway: Gateway) -> Iterator[socket.socket]:
+def unread(gateway: Gateway) -> Generator[socket.socket]:
     """A connection of a client that never reads."""
     host, _, port = gateway.address.rpartition(":")
     with socket.socket() as connection:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -27,7 +27,7 @@ RECEIVE: Final = "/v1/services/stock/entities/served/commands/receive"
 
 
 @contextmanager
-def process(shop: Operated, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(shop: Operated, **variables: str) -> Generator[tuple[subprocess.Popen[str], str]]:
     """The command in a process of its own, and the address that it tells."""
     command = [sys.executable, "-m", "rekindle.cli", "gateway", "--app", shop.target, "--log", shop.log]
     started = subprocess.Popen(
