@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support import REPOSITORY, ROOMS, SOURCE
+from tests.support import ON_TOP, REPOSITORY, ROOMS, SOURCE
 
 SEAMS = ("aiokafka", "ray", "websockets")
 CODE = [REPOSITORY / folder for folder in ("src", "tests", "examples", "bench")]
@@ -56,10 +56,16 @@ def _imports_upwards(room: str, source: str) -> list[str]:
 
 def test_an_import_upwards_is_seen() -> None:
     source = (
-        "import rekindle.chaos\nfrom rekindle import actors, App\nfrom rekindle.events import Offset\nimport rekindle"
+        "import rekindle.chaos\nfrom rekindle import actors, App\nfrom rekindle.events import Offset\nimport rekindle\n"
+        "from rekindle.gateway import build"
     )
-    assert _imports_upwards("actors", source) == ["rekindle.chaos", "rekindle.App", "rekindle"]
-    assert _imports_upwards("chaos", source) == ["rekindle.App", "rekindle"]
+    assert _imports_upwards("actors", source) == [
+        "rekindle.chaos",
+        "rekindle.App",
+        "rekindle",
+        "rekindle.gateway.build",
+    ]
+    assert _imports_upwards("chaos", source) == ["rekindle.App", "rekindle", "rekindle.gateway.build"]
 
 
 def test_no_room_imports_from_above() -> None:
@@ -67,6 +73,16 @@ def test_no_room_imports_from_above() -> None:
     in_rooms = {path: room for path, room in rooms.items() if room in ROOMS}
     assert in_rooms
     assert {path: up for path, room in in_rooms.items() if (up := _imports_upwards(room, path.read_text()))} == {}
+
+
+def test_no_room_and_no_face_needs_the_gateway() -> None:
+    """It brings a web framework: only who serves HTTP waits for that, and `cli` imports it by name when it is asked to."""
+    sources = {path: path.read_text() for path in _modules(SOURCE) if path.relative_to(SOURCE).parts[0] not in ON_TOP}
+    assert [
+        path
+        for path, source in sources.items()
+        if any(f"{n}.".startswith("rekindle.gateway.") for n in _imported(source))
+    ] == []
 
 
 def test_a_relative_import_is_seen() -> None:
@@ -113,7 +129,7 @@ def test_a_public_name_is_seen() -> None:
     assert _public_names(module) == ["A", "b"]
 
 
-@pytest.mark.parametrize("name", ["rekindle", *(f"rekindle.{room}" for room in ROOMS)])
+@pytest.mark.parametrize("name", ["rekindle", *(f"rekindle.{room}" for room in (*ROOMS, *ON_TOP))])
 def test_all_names_what_is_there(name: str) -> None:
     """Its order is ruff's (RUF022), which also mends it."""
     module = importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""The command line. Here: `up`, `down`, `state`, and what the exit codes mean; in `operating`: everything for operators.
+"""The command line. Here: `up`, `down`, `state`, `gateway`, and what the exit codes mean; in `operating`: everything for operators.
 
-`up` and `down` speak to Ray, `state` and `projection` (in `viewing`) read the log, all others ask the running application's
-leader over the wire.
+`up` and `down` speak to Ray, `state` and `projection` (in `viewing`) read the log, `gateway` serves HTTP, all others ask the
+running application's leader over the wire.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rekindle.supervisors.hosting import Application
 from rekindle.up import as_json, create_topics, launch_of, lines_of, state_of
 from rekindle.viewing import projections
 
+GATEWAY: Final = "127.0.0.1:8080"
 UP_MAX_S: Final = 120.0
 FAILED: Final = 1
 USAGE: Final = 2
@@ -120,6 +121,18 @@ def state(
 ) -> None:
     """Print an entity's state, read from the log."""
     typer.echo(as_json(asyncio.run(state_of(app, entity, key, offset, log))))
+
+
+@cli.command()
+def gateway(
+    app: AppOption,
+    bind: Annotated[
+        str, typer.Option(help="where to listen; beyond loopback it takes REKINDLE_GATEWAY_TOKEN")
+    ] = GATEWAY,
+    log: LogOption = None,
+) -> None:
+    """Serve an application over HTTP. Any number of gateways may run; none keeps anything."""
+    importlib.import_module("rekindle.gateway.serving").run(app, bind, log, typer.echo)
 
 
 def _ray() -> Any:

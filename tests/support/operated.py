@@ -11,6 +11,7 @@ in a row, so that there is a step that waits for somebody to force it. Starts of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Generator
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from rekindle import App, Backoff, Service, Supervisor
+from rekindle import App, Backoff, Rejected, Service, Supervisor
 from rekindle.actors import WebsocketWire
 from rekindle.events import EventLog, SnapshotStore
 from rekindle.supervisors import (
@@ -36,6 +37,7 @@ from rekindle.supervisors import (
     opened,
 )
 from rekindle.supervisors.hosting import real_host
+from rekindle.supervisors.plans import Start, State
 from rekindle.up import create_topics
 from tests.support import REPOSITORY
 from tests.support.loops import DEADLINE_S, eventually
@@ -218,6 +220,20 @@ class Operated:
         world = leading.world()
         return all(len(world.of(name)) == s.wanted and not s.unserved() for name, s in world.services.items())
 
+    def heal(self) -> None:
+        """Until nothing is left to be done; restarts that are held back are forced."""
+        while True:
+            self.wait(lambda control: self._is_whole() or blocked_start(control))
+            found = blocked_start(self.control)
+            if found is None:
+                return
+            self.loop.run(self._force(*found))
+
+    async def _force(self, plan: int, step: int) -> None:
+        async with self.operator() as operator:
+            with contextlib.suppress(Rejected):  # its time may just have come
+                await operator.say("force", "a test", "it does not wait", plan, step)
+
     def hold_starts(self) -> None:
         """Let no instance be started until `let_start`."""
         self.cluster.gate = self.loop.run(_new_event())
@@ -233,6 +249,15 @@ class Operated:
         for process in self.processes:
             await process.kill()
         await self.cluster.close()
+
+
+def blocked_start(control: Control) -> tuple[int, int] | None:
+    """A step that waits to start an instance: the numbers of its plan and of itself."""
+    for plan in control.active_plans():
+        for number, _, step in plan.steps():
+            if isinstance(step.action, Start) and step.state is State.BLOCKED:
+                return plan.id, number
+    return None
 
 
 async def _end_tasks() -> None:

@@ -15,6 +15,7 @@ from rekindle.actors.errors import (
     DeadlineExceeded,
     EntityDefinitionError,
     EntityQuarantined,
+    KeyReused,
     OrderRefused,
     OutcomeUnknown,
     Overloaded,
@@ -26,6 +27,7 @@ from rekindle.actors.errors import (
 from rekindle.actors.follower import Follower
 from rekindle.actors.host import Host, Hosted
 from rekindle.actors.instance import Instance, require_token
+from rekindle.actors.keyed import LIFETIME_MS, TIMEOUT_MAX_S, once
 from rekindle.actors.owner import Assignment, Owner, Surroundings, Took
 from rekindle.actors.replay import NO_FLOOR, Floor, load_snapshot
 from rekindle.actors.replica import Replica
@@ -35,7 +37,9 @@ from rekindle.actors.sidecar import Sidecar
 from rekindle.actors.wire import Beacon, Closed, Connection, Listening, WebsocketWire, Wire
 
 __all__ = [
+    "LIFETIME_MS",
     "NO_FLOOR",
+    "TIMEOUT_MAX_S",
     "Assignment",
     "BadRequest",
     "Beacon",
@@ -55,6 +59,7 @@ __all__ = [
     "Host",
     "Hosted",
     "Instance",
+    "KeyReused",
     "Listening",
     "OrderRefused",
     "OutcomeUnknown",
@@ -78,6 +83,7 @@ __all__ = [
     "WireError",
     "command",
     "load_snapshot",
+    "once",
     "query",
     "require_token",
 ]

@@ -123,16 +123,22 @@ class Client:
         return cast(T, Proxy(self, hosted, key, timeout, max_staleness))
 
     def call(
-        self, proxy: Proxy, handler: HandlerType, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        proxy: Proxy,
+        handler: HandlerType,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        session: Session | None = None,
     ) -> asyncio.Future[Any]:
-        """Send a call; the future is its value or its error."""
+        """Send a call; the future is its value or its error. session: of a command, if it is to be another than the
+        client's own."""
         if len(self.calls) >= OUTSTANDING_MAX or self._closing:
             raise Overloaded(f"{len(self.calls)} calls are unanswered, {OUTSTANDING_MAX} are allowed")
         now = self._loop.time()
         hosted, shard = proxy.hosted, proxy.shard
-        session, number, staleness = None, 0, None
+        number, staleness = 0, None
         if handler.is_command:
-            session = self._session(hosted.name, shard, now)
+            session = session or self._session(hosted.name, shard, now)
             number = session.next
             session.next = number + 1
             session.used_at = now
@@ -147,10 +153,14 @@ class Client:
         self._route(call)
         return call.future
 
+    def log_ms(self) -> int:
+        """The time by the clock of those who write the log, as far as it is known to be ahead of this one."""
+        return self.now_ms() + self._skew_ms
+
     def _session(self, service: str, shard: int, now: float) -> Session:
         session = self.sessions.get((service, shard))
         if session is None or (now - session.used_at) * 1000 > SESSION_TTL_MS / 2:
-            session = Session(session_name(self.now_ms() + self._skew_ms, self.randomness(_RANDOM_BYTES)), now)
+            session = Session(session_name(self.log_ms(), self.randomness(_RANDOM_BYTES)), now)
             self.sessions[service, shard] = session
         return session
 

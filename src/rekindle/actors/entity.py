@@ -332,12 +332,12 @@ def _handler(cls: type[Entity], handler: Handler[Any, Any, Any]) -> HandlerType:
         function,
         handler.is_command,
         inspect.iscoroutinefunction(function),
-        _checker(arguments),
+        checker(arguments),
         None if returns in _IMMUTABLE or returns is Any or returns is None else TypeAdapter(returns),
     )
 
 
-def _checker(function: Any) -> Callable[[ArgsKwargs | list[Any]], Any]:
+def checker(function: Any) -> Callable[[ArgsKwargs | list[Any]], Any]:
     """Pydantic's check of a function's arguments (its own types know classes only)."""
     return TypeAdapter(function).validator.validate_python
 

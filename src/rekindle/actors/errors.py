@@ -6,6 +6,7 @@ RekindleError
 │   ├── Rejected                   a business refusal: subclass it, raise it in a handler (no effect)
 │   ├── CommandFailed              the handler raised; its events were undone (no effect)
 │   ├── BadRequest                 the call can never work: unknown command, wrong types (no effect)
+│   ├── KeyReused                  the caller's key has been used for another command (no effect)
 │   ├── Overloaded                 a bounded queue was full until the deadline (no effect)
 │   ├── EntityQuarantined          the entity cannot be rebuilt from its events; others go on (no effect)
 │   ├── ShardRefused               the shard cannot be served; says why (no effect)
@@ -39,6 +40,10 @@ class CommandFailed(CallError):
 
 class BadRequest(CallError):
     """The call can never work as it is: unknown command, wrong arguments, too large. The caller has to change it."""
+
+
+class KeyReused(CallError):
+    """A command came under a key that another one, or the same with other arguments, was run under. It was not run."""
 
 
 class Overloaded(CallError):

@@ -41,6 +41,7 @@ from rekindle.actors.frames import (
     why_refused,
 )
 from rekindle.actors.host import Host, Hosted
+from rekindle.actors.kept import keyed_handlers
 from rekindle.actors.link import Link
 from rekindle.actors.owner import Assignment, Owner, Surroundings
 from rekindle.actors.replay import Floor
@@ -84,6 +85,7 @@ class Instance:
         self.hosted = hosted
         self.incarnation = incarnation
         self.host = host
+        self.handlers = {**hosted.kind.handlers, **keyed_handlers(hosted.kind)}
         self.owners: dict[int, Owner] = {}
         self.table = Table()
         self.control_term = -1
@@ -247,7 +249,7 @@ class Instance:
             raise BadFrame(f"frame kind {fields[0]} is misshapen: {error!r}") from error
 
     def _on_call(self, link: Link, groups: list[Any]) -> None:
-        hosted, handlers = self.hosted, self.hosted.kind.handlers
+        hosted, handlers = self.hosted, self.handlers
         for shard, session, low, suspect, calls in groups:
             _check_group(session, low)
             suspect = bool(suspect and session)  # what has no session cannot be named
@@ -272,7 +274,7 @@ class Instance:
 
     def _why_bad(self, shard: int, number: int, key: str, name: str) -> BadRequest:
         hosted = self.hosted
-        handler = hosted.kind.handlers.get(name)
+        handler = self.handlers.get(name)
         if handler is None:
             return BadRequest(f"{hosted.kind.name} has no {name!r}; it has {sorted(hosted.kind.handlers)}")
         if len(key) > KEY_BYTES_MAX:

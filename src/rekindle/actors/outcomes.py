@@ -21,7 +21,7 @@ from rekindle.actors.errors import (
     ShardRefused,
     Stale,
 )
-from rekindle.events import pack
+from rekindle.events import Unencodable, pack
 
 OK: Final = 0
 REJECTED: Final = 1
@@ -52,6 +52,14 @@ def rejected(error: Rejected) -> bytes:
 def failed(error: BaseException) -> bytes:
     """The outcome of a command whose handler raised."""
     return pack([FAILED, f"{type(error).__name__}: {text_of(error)}"])
+
+
+def raised(error: BaseException) -> bytes:
+    """The outcome of a command whose handler raised this."""
+    try:
+        return rejected(error) if isinstance(error, Rejected) else failed(error)
+    except Unencodable as worse:
+        return failed(worse)
 
 
 def refused(error: CallError) -> bytes:

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from rekindle.actors import outcomes
 from rekindle.actors.entities import Active, Captured, Entities
-from rekindle.actors.entity import Entity, EntityType, HandlerType, Rejected, WrongArguments
+from rekindle.actors.entity import Entity, EntityType, HandlerType, WrongArguments
 from rekindle.actors.errors import BadRequest, CommandFailed, EntityQuarantined, ShardRefused, Stale
 from rekindle.actors.requests import Edge, Request, Sink, Staged
 from rekindle.events import (
@@ -43,7 +43,6 @@ from rekindle.events import (
     Partition,
     RecordTooLarge,
     Undecodable,
-    Unencodable,
     Verdict,
     decode,
     encode,
@@ -278,7 +277,7 @@ class Shard:
         if isinstance(error, WrongArguments):
             request.sink.reply(request.call, outcomes.refused(BadRequest(str(error))))
         elif not self._is_quarantined(request):
-            self._end(request, active, [], _outcome_of(error))
+            self._end(request, active, [], outcomes.raised(error))
 
     def _commit(self, request: Request, active: Active, emitted: list[bytes], outcome: bytes) -> None:
         entity = active.entity
@@ -325,7 +324,7 @@ class Shard:
         except WrongArguments as error:
             payload = outcomes.refused(BadRequest(str(error)))
         except BaseException as error:  # noqa: BLE001 - as in `_execute`
-            payload = _outcome_of(error)
+            payload = outcomes.raised(error)
         request.sink.reply(request.call, payload)
 
     # --- async handlers ----------------------------------------------------------------------------------------
@@ -609,10 +608,3 @@ def _check_applied(entity: Entity, emitted: list[bytes]) -> None:
     """An event that `apply` refused must not get into the log, even if the handler went on: no replay could apply it."""
     if emitted and entity._emitted is None:  # pyright: ignore[reportPrivateUsage]
         raise RuntimeError("`apply` raised on an event that was emitted, and the handler went on")
-
-
-def _outcome_of(error: BaseException) -> bytes:
-    try:
-        return outcomes.rejected(error) if isinstance(error, Rejected) else outcomes.failed(error)
-    except Unencodable as worse:
-        return outcomes.failed(worse)
