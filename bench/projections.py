@@ -40,7 +40,7 @@ COMMIT_EVERY_S: Final = 0.02
 VISIBLE_MS: Final = 100.0
 VISIBLE_MAX_S: Final = 10.0
 
-DURABLE: Final = "a transaction per batch in PostgreSQL, fsync off"
+DURABLE: Final = "a transaction per batch in PostgreSQL, fsync for each"
 IDLE: Final = "as above; the log is on disk, with an fsync for every commit"
 
 
@@ -72,7 +72,7 @@ async def projections(run: Run) -> AsyncIterator[Row]:
     hosted = one_shard_app.services[0].hosted(one_shard_app.name)
     events = EVENTS_QUICK if run.quick else EVENTS
     async with AsyncExitStack() as stack:
-        postgres = stack.enter_context(Postgres())
+        postgres = stack.enter_context(Postgres(fsync=True))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log = EmbeddedLog(folder / "log.sqlite")
         await log.open()

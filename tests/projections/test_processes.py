@@ -63,9 +63,9 @@ class Shop:
     output: Path
     children: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """One more process that keeps `stock` up with the log."""
-        command = ("-m", "rekindle.cli", "projection", "run", "stock", "--app", TARGET)
+    def start(self, verb: str = "run") -> subprocess.Popen[bytes]:
+        """One more process that keeps `stock` up with the log, or builds it anew."""
+        command = ("-m", "rekindle.cli", "projection", verb, "stock", "--app", TARGET)
         child = start_child([sys.executable, *command, "--log", self.log, "--database", self.address], self.output)
         self.children.append(child)
         return child
@@ -125,10 +125,10 @@ async def shop_at(folder: Path, address: str) -> AsyncGenerator[Shop]:
                 child.wait(DEADLINE_S)
 
 
-def handled(database: Database) -> int:
+def handled(database: Database, name: str = "stock") -> int:
     """How many events have been handled."""
     with database.transaction(write=False) as connection:
-        found = connection.execute(select(books.PROJECTION.c.events).where(books.PROJECTION.c.name == "stock"))
+        found = connection.execute(select(books.PROJECTION.c.events).where(books.PROJECTION.c.name == name))
         return found.scalar() or 0
 
 
@@ -209,6 +209,29 @@ async def test_sigterm_ends_one_and_it_says_so(tmp_path: Path, address: str) -> 
         assert await shop.ended(child) == 0
         (report,) = await Views(shop.history.log, shop.database, [HOSTED]).report()
         assert (report.state, report.silent) == (books.ENDED, False)
+
+
+@in_loop
+async def test_a_rebuild_killed_in_the_middle_changes_nothing_and_is_begun_again(tmp_path: Path, address: str) -> None:
+    async with shop_at(tmp_path, address) as shop:
+        await shop.fill(COMMITS)
+        running = shop.start()
+        await shop.until_rows_are_right()
+        killed = shop.start("rebuild")
+        await shop.until(lambda database: handled(database, "stock:rebuild") > 0)
+        killed.kill()
+        await shop.ended(killed)
+        assert 0 < await shop.database.call(handled, "stock:rebuild") < EVENTS, "it was done before it was killed"
+        await shop.fill(50)
+        await shop.until_rows_are_right()
+        again = shop.start("rebuild")
+        await shop.fill(50)
+        assert await shop.ended(again) == 0, shop.output.read_text()
+        await shop.fill(50)
+        await shop.until_rows_are_right()
+        assert running.poll() is None
+        (report,) = await Views(shop.history.log, shop.database, [HOSTED]).report()
+        assert (report.name, report.generation) == ("stock", 1)
 
 
 # The command line

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -22,6 +23,7 @@ from rekindle.events import LogDamaged, NewerRecord, RekindleError, TopicMissing
 from rekindle.events.records import COMMAND, MARK, VERSION
 from rekindle.events.simulated import SimulatedLog
 from rekindle.projections import (
+    Bound,
     Database,
     DatabaseRefused,
     Declared,
@@ -41,6 +43,7 @@ from rekindle.projections import (
     projection,
 )
 from tests.support.inprocess import in_loop, running
+from tests.support.logs import kafka as kafka_at
 from tests.support.loops import DEADLINE_S, eventually
 from tests.support.postgres import Postgres
 from tests.support.viewed import (
@@ -151,6 +154,31 @@ async def test_rows_follow_the_log(address: str) -> None:
                 await history.claim(shard_of(key, SHARDS))
         await rows_arrive(database, log)
         assert len(await database.call(stock_rows)) == 5
+
+
+@in_loop
+async def test_rows_follow_a_log_in_kafka(kafka: str, tmp_path: Path, unique: str) -> None:
+    hosted = replace(HOSTED, app=unique)
+    async with kafka_at(kafka).opened() as log, database_at(sqlite_at(tmp_path)) as database:
+        await log.create(hosted.topic())
+        history = History(log, hosted)
+        for n in range(20):
+            await history.commit(f"sku-{n % 5}", Received(qty=n))
+            await history.void(f"sku-{n % 5}", Received(qty=1000), back=n % 2)
+        expected = {f"sku-{n}": (4 * n + 30, 0) for n in range(5)}
+
+        async def are_there() -> bool:
+            return await database.call(stock_rows) == expected
+
+        for _ in range(2):  # the second one begins at a position, which the log has to confirm
+            projector = Projector(Bound(stock, [hosted]), log, database, say=lambda _: None)
+            task = asyncio.create_task(projector.run())
+            await eventually(lambda projector=projector: projector.feed is not None)  # type: ignore[misc]
+            await holds(are_there)
+            projector.stop()
+            await task
+            await history.commit("sku-0", Received(qty=1))
+            expected["sku-0"] = (expected["sku-0"][0] + 1, 0)
 
 
 @in_loop
@@ -446,6 +474,22 @@ async def test_what_the_database_does_not_take_is_found_and_blamed(address: str)
         await history.commit("sku", Received(qty=1))
         assert "offset 21, sequence 21" in await ended_with(PoisonEvent, log, database)
         assert await database.call(stock_rows) == {"sku": (20, 0)}
+
+
+@in_loop
+async def test_a_text_that_is_too_long_for_postgres_is_poison_and_not_cut(postgres: Postgres, unique: str) -> None:
+    log = await log_with_topic()
+    history = History(log)
+    long = "x" * 101
+    shard = shard_of(long, SHARDS)
+    short = next(f"sku-{n}" for n in range(100) if shard_of(f"sku-{n}", SHARDS) == shard)
+    async with database_at(postgres.database(unique)) as database:
+        for key in (short, long, short):
+            await history.commit(key, Received(qty=1))
+        text = await ended_with(PoisonEvent, log, database)
+        assert f"of stock '{long}' (shard {shard}, offset 2, sequence 2)" in text
+        assert "StringDataRightTruncation" in text
+        assert await database.call(stock_rows) == {short: (1, 0)}
 
 
 # Who may write where

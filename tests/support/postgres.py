@@ -35,12 +35,10 @@ STOP_MAX_S: Final = 30.0
 _LOOK_S: Final = 0.05
 
 SETTINGS: Final = {
-    "fsync": "off",
     "listen_addresses": "127.0.0.1",
     "max_connections": "50",
     "unix_socket_directories": "",
 }
-"""fsync: what a SIGKILL of the server leaves in the page cache is still there."""
 
 
 class PostgresMissing(Exception):
@@ -63,9 +61,10 @@ def _version(path: Path) -> int:
 
 
 class Postgres:
-    """A server."""
+    """A server. fsync: what it acknowledges survives a power cut, too; that of the server's own death it survives anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fsync: bool = False) -> None:
+        self.settings = SETTINGS | {"fsync": "on" if fsync else "off"}
         self.bin = server_folder()
         self.folder = Path(tempfile.mkdtemp(prefix="rekindle-postgres-"))
         self.data = self.folder / "data"
@@ -109,7 +108,7 @@ class Postgres:
         """Start it, if it does not run; back when it answers."""
         if self._process is not None:
             return
-        options = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+        options = [f"-c{name}={value}" for name, value in self.settings.items()]
         command = [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
         self._process = start_child([*self._as_user, *command], self.folder / "log")
         until = time.monotonic() + START_MAX_S

@@ -34,6 +34,7 @@ class Feed:
         self.filled = asyncio.Event()
         self.away = ""
         self._say = say
+        self._by_place = {(reading.service, reading.shard): reading for reading in readings}
         self._behind = dict.fromkeys(readings)
         self._moved: dict[Reading, None] = {}
         self._room = asyncio.Event()
@@ -150,10 +151,9 @@ class Feed:
 
     def give_back(self, shares: Sequence[Share], done: Sequence[Share]) -> None:
         """What was taken and not done goes in front again."""
-        by_place = {(reading.service, reading.shard): reading for reading in self.readings}
         for share, part in zip(shares, done, strict=True):
             if part.after != share.after:
-                reading = by_place[share.hosted.name, share.shard]
+                reading = self._by_place[share.hosted.name, share.shard]
                 rest: list[Fact] = share.facts[len(part.facts) :]
                 reading.put_back(rest, part.after)
                 self._moved = {reading: None, **self._moved}

@@ -118,7 +118,7 @@ class Shape:
         self._arrays = dialect.name == "postgresql" and not any(isinstance(c.type, types.ARRAY) for c in self.columns)
         mark = "?" if dialect.paramstyle == "qmark" else "%s"
         self._upsert_one = self._upsert(f"VALUES ({', '.join([mark] * len(self.columns))})")
-        arrays = ", ".join(f"%s::{column.type.compile(dialect)}[]" for column in self.columns)
+        arrays = ", ".join(f"%s::{_element_type(column, dialect)}[]" for column in self.columns)
         self._upsert_arrays = self._upsert(f"SELECT * FROM unnest({arrays})")
 
     def key_of(self, values: Sequence[Any]) -> Any:
@@ -195,6 +195,13 @@ class Shape:
             chunk = keys[start : start + LOADED_TOGETHER]
             among = self.keys[0] if self.single is not None else tuple_(*self.keys)
             connection.execute(self.table.delete().where(among.in_(chunk)))
+
+
+def _element_type(column: Column[Any], dialect: Dialect) -> str:
+    """What PostgreSQL is told that an array of such values consists of: text without its length, because a cast to a shorter one
+    cuts it in silence, where an INSERT refuses it."""
+    name = column.type.compile(dialect)
+    return "TEXT" if name.upper().startswith(("VARCHAR", "CHAR")) else name
 
 
 def _alike(values: Sequence[Any]) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from rekindle.actors import Entity, Hosted
 from rekindle.events import EventLog, shard_of
@@ -127,12 +127,13 @@ def _report(database: Database, now_ms: int) -> list[ProjectionReport]:
     c = books.PROJECTION.c
     with database.transaction(write=False) as connection:
         found = connection.execute(select(books.PROJECTION).order_by(c.name)).mappings().all()
-        parked = connection.execute(select(books.PARKED.c.projection)).scalars().all()
+        name = books.PARKED.c.projection
+        parked = {row[0]: row[1] for row in connection.execute(select(name, func.count()).group_by(name))}
         return [
             ProjectionReport(
                 **{column: row[column] for column in row if column != "shape"},
                 silent=row["state"] in (books.RUNNING, books.REBUILDING) and now_ms - row["updated_ms"] > SILENT_MS,
-                parked=parked.count(row["name"]),
+                parked=parked.get(row["name"], 0),
                 shards=[
                     ShardReport(
                         service=service,
