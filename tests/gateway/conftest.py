@@ -1,4 +1,5 @@
-"""One application on real processes for all tests of the gateway, with a gateway of its own. Each test leaves it whole."""
+"""One application on real processes for each module of these tests, with a gateway of its own: what one has killed, another need
+not wait for. Each test leaves it whole."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from tests.support.gateways import Gateway, served
 from tests.support.operated import Operated, operated
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Operated]:
     with operated("gateway-shop", tmp_path_factory.mktemp("shop")) as shop:
         yield shop
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def gateway(shop: Operated) -> Generator[Gateway]:
     with served(shop.app, shop.log) as gateway:
         yield gateway

@@ -98,7 +98,7 @@ def test_a_wrong_body_is_refused(
 def test_a_lone_surrogate_is_no_text(http: httpx2.Client, key: str) -> None:
     body = b'{"order": "\\ud800", "qty": 1}'
     answer = http.post(stock(key, "commands/reserve"), content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad-request")
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed")
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "61", "nan", "inf", "soon"])

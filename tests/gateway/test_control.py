@@ -85,8 +85,12 @@ def test_verbs_are_said_and_kept(shop: Operated, http: httpx2.Client) -> None:
     assert http.get("/v1/status").json()["services"][0]["up"] == 3
     say(http, "scale", service="stock", instances=2)
     shop.heal()
-    said = [(saying.who, saying.verb, saying.target, saying.reason) for saying in shop.control.sayings[-2:]]
-    assert said == [("ann", "scale", f"stock to {count}", "I said so") for count in (3, 2)]
+    said = [
+        (saying.who, saying.verb, saying.target, saying.reason)
+        for saying in shop.control.sayings
+        if saying.who == "ann"
+    ]
+    assert said[-2:] == [("ann", "scale", f"stock to {count}", "I said so") for count in (3, 2)]
 
 
 def test_a_node_is_drained_and_undrained(shop: Operated, http: httpx2.Client) -> None:
@@ -100,9 +104,12 @@ def test_a_node_is_drained_and_undrained(shop: Operated, http: httpx2.Client) ->
     shop.heal()
 
 
-def test_a_plan_is_paused_resumed_and_its_step_skipped(shop: Operated, http: httpx2.Client) -> None:
+def test_a_plan_is_paused_resumed_and_its_step_skipped(
+    shop: Operated, http: httpx2.Client, request: pytest.FixtureRequest
+) -> None:
     shop.heal()
     shop.hold_starts()
+    request.addfinalizer(shop.let_start)
     say(http, "scale", service="stock", instances=3)
     shop.wait(lambda control: [s for p in control.active_plans() for _, _, s in p.steps() if s.state is State.RUNNING])
     plan = shop.control.active_plans()[0]

@@ -74,13 +74,13 @@ def build(
     for kind in (HTTPException, RequestValidationError, ResponseValidationError, RekindleError, TimeoutError):
         gateway.add_exception_handler(kind, answer)
     gateway.add_middleware(Door, meters=meters)
-    add_probes(gateway, decided(app.name, event_log, store), meters)
-    add_control(gateway, operator)
-    add_stream(gateway)
     histories = Histories(event_log, store)
     for service in app.services:
         hosted = service.hosted(app.name)
         add_handlers(gateway, client, hosted)
         histories.add(gateway, hosted)
+    add_probes(gateway, decided(app.name, event_log, store), meters)
+    add_control(gateway, operator)
+    add_stream(gateway)
     document(gateway)
     return gateway

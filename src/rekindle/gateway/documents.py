@@ -19,6 +19,7 @@ _TEXTS: Final = {
     409: "It is refused as things stand.",
     412: "The owner's answer would be staler than `max_staleness` allows.",
     413: "The body is too large.",
+    415: "The body is no JSON.",
     422: "The arguments are wrong, or the Idempotency-Key was used for something else.",
     429: "Too much at a time; nothing was done. Come again after `Retry-After` seconds.",
     500: "Something is broken.",

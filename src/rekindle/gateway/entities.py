@@ -18,7 +18,6 @@ from typing import Annotated, Any, Final, cast
 
 from fastapi import Body, FastAPI, Header, Path, Query
 from pydantic import BaseModel, TypeAdapter
-from starlette.requests import Request
 
 from rekindle.actors import LIFETIME_MS, TIMEOUT_MAX_S, Client, Hosted, Proxy, Rejected, once
 from rekindle.actors.client import DEADLINE_S
@@ -27,6 +26,7 @@ from rekindle.actors.instance import KEY_BYTES_MAX
 from rekindle.events import pack
 from rekindle.gateway.access import Caller, Reader, Writer
 from rekindle.gateway.documents import problems
+from rekindle.gateway.lane import CommandRoute, Lane
 from rekindle.gateway.problems import dashed
 from rekindle.gateway.signatures import Shape, refusals_of, shape_of
 
@@ -87,12 +87,7 @@ def _add_command(app: FastAPI, client: Client, hosted: Hosted, handler: HandlerT
     shape = shape_of(hosted.kind, handler)
 
     async def run(
-        request: Request,
-        key: KeyParameter,
-        caller: Writer,
-        arguments: Any,
-        idempotency_key: IdempotencyHeader = None,
-        within_s: TimeoutHeader = DEADLINE_S,
+        key: str, caller: Caller, arguments: Any, idempotency_key: str | None, within_s: float, body: bytes
     ) -> Any:
         caller.check_key(key)
         proxy = cast(Proxy, client.get(hosted.kind.cls, key, timeout=within_s))
@@ -100,20 +95,44 @@ def _add_command(app: FastAPI, client: Client, hosted: Hosted, handler: HandlerT
         if idempotency_key is None:
             return await client.call(proxy, handler, tuple(args), kwargs)
         identity = pack((caller.tenant, hosted.name, key, unquoted(idempotency_key)))
-        fingerprint = fingerprint_of(handler.short, await request.body())
+        fingerprint = fingerprint_of(handler.short, body)
         return await once(client, proxy, handler.short, (args, kwargs), key=identity, fingerprint=fingerprint)
 
+    async def described(
+        key: KeyParameter,
+        caller: Writer,
+        arguments: Any,
+        idempotency_key: IdempotencyHeader = None,
+        within_s: TimeoutHeader = DEADLINE_S,
+    ) -> Any:
+        raise AssertionError("only its signature is wanted, for the document: requests take the lane")
+
     refusals = refusals_of(hosted.kind, handler)
-    app.add_api_route(
-        f"{entity_path(hosted.name)}/commands/{handler.short}",
-        _with_body(run, shape),
+    end = f"/commands/{handler.short}"
+    app.router.add_api_route(
+        f"{entity_path(hosted.name)}{end}",
+        _with_body(described, shape),
         methods=["POST"],
         summary=f"{hosted.kind.name}.{handler.short}",
         description=shape.summary,
         tags=[hosted.name],
         operation_id=f"{hosted.name}-command-{handler.short}",
         response_model=shape.returns,
-        responses={**problems(400, 404, 409, 413, 422, 429, 503, 504), **_refusals(refusals)},
+        responses={**problems(400, 404, 409, 413, 415, 422, 429, 503, 504), **_refusals(refusals)},
+        route_class_override=CommandRoute,
+    )
+    route = app.router.routes[-1]
+    assert isinstance(route, CommandRoute), f"FastAPI has made a {type(route).__name__}"
+    route.end = end
+    route.app = Lane(
+        app.state.access,
+        body=shape.model | None if shape.is_optional else shape.model,
+        is_optional=shape.is_optional,
+        key=KeyParameter,
+        timeout=(TimeoutHeader, DEADLINE_S),
+        idempotency_key=IdempotencyHeader,
+        answer=shape.returns,
+        run=run,
     )
 
 

@@ -25,7 +25,7 @@ from fastapi import Depends, FastAPI, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 
-from rekindle.events import EventLog, LogError, RekindleError, SnapshotStore
+from rekindle.events import EventLog, LogError, SnapshotStore
 from rekindle.gateway.access import Viewer
 from rekindle.gateway.control import STATUS
 from rekindle.gateway.documents import problems
@@ -203,6 +203,10 @@ class Feed:
                 if type(error).__name__ != "LogUnavailable":
                     reading = None
                 await asyncio.sleep(AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - clients of the stream must not be left without a word for good
+                self._trouble(f"bug: the control log cannot be followed: {error!r}")
+                reading = None
+                await asyncio.sleep(AGAIN_S)
 
     def _trouble(self, problem: str) -> None:
         """Say it once, however often it is tried again."""
@@ -260,7 +264,7 @@ class Feed:
     async def _show(self, clients: list[Client], shown: dict[str, Any]) -> dict[str, Any]:
         try:
             report = await self._operator.look(STATUS)
-        except RekindleError as error:
+        except Exception as error:  # noqa: BLE001 - as in `_follow`: whatever keeps the state from being known is told
             state: dict[str, Any] = {"problem": str(error)}
         else:
             state = report.model_dump(mode="json", exclude={"at_ms"})
