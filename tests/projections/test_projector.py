@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,9 +17,11 @@ from typing import Any, Final
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from rekindle.actors.replay import READ_WAIT_S
-from rekindle.events import LogDamaged, NewerRecord, RekindleError, TopicMissing, pack, shard_of
+from rekindle.events import LogDamaged, NewerRecord, Partition, RekindleError, TopicMissing, pack, shard_of
+from rekindle.events.followers import FollowingReader
 from rekindle.events.records import COMMAND, MARK, VERSION
 from rekindle.events.simulated import SimulatedLog
 from rekindle.projections import (
@@ -42,6 +44,9 @@ from rekindle.projections import (
     books,
     projection,
 )
+from rekindle.projections import database as database_module
+from rekindle.projections.feeding import Feed
+from rekindle.projections.writing import Writer
 from tests.support.inprocess import in_loop, running
 from tests.support.logs import kafka as kafka_at
 from tests.support.loops import DEADLINE_S, eventually
@@ -296,6 +301,23 @@ async def test_a_killed_postgres_is_waited_for(postgres: Postgres, unique: str) 
         await asyncio.to_thread(postgres.start)
         await rows_arrive(database, log)
         assert any("the database is back" in line for line in said)
+
+
+@in_loop
+async def test_who_is_stopped_in_a_transaction_keeps_nobody_out_for_ever(
+    postgres: Postgres, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "IDLE_MAX_S", 1)
+    log, address = await log_with_topic(), postgres.database(unique)
+    async with database_at(address) as stopped, database_at(address) as database:
+        history = await stand_at(log, database, 1)
+        with stopped.engine.connect() as connection, suppress(DBAPIError):
+            connection.exec_driver_sql("UPDATE rk_projection SET events = 0")
+            await history.commit("sku", Received(qty=1))
+            async with projecting(log, database):
+                await rows_arrive(database, log)
+            with pytest.raises(DBAPIError):
+                connection.commit()
 
 
 @in_loop
@@ -628,6 +650,44 @@ async def test_a_rebuild_swaps_tables_under_a_running_projector(address: str) ->
         report = await report_of(database, log)
         assert (report.generation, len(await Views(log, database, [HOSTED]).report())) == (1, 1)
         assert projector.feed is not None
+
+
+class HeldLog(SimulatedLog):
+    """Another object for the same log. Who follows by it stands still while the gate is closed."""
+
+    def __init__(self, log: SimulatedLog) -> None:
+        super().__init__(Random(0))
+        self._topics, self._shelves, self._followers = log._topics, log._shelves, log._followers  # pyright: ignore[reportPrivateUsage]
+        self.gate = asyncio.Event()
+
+    @asynccontextmanager
+    async def follow(self, partition: Partition, offset: int) -> AsyncGenerator[FollowingReader]:
+        """See `EventLog`."""
+        await self.gate.wait()
+        async with super().follow(partition, offset) as reader:
+            yield reader
+
+
+@in_loop
+async def test_the_new_tables_are_never_behind_the_old_ones(address: str) -> None:
+    log = await log_with_topic()
+    async with database_at(address) as database, database_at(address) as another:
+        history = await stand_at(log, database, 5)
+        held = HeldLog(log)
+
+        class Late(Rebuilder):
+            """Has read everything, and then the old tables get further than it."""
+
+            async def _swap(self, feed: Feed, writer: Writer) -> None:
+                await history.commit("sku", Received(qty=100))
+                async with projecting(log, database):
+                    await rows_arrive(database, log)
+                assert sum(reading.fold.offset for reading in feed.readings) == 6
+                asyncio.get_running_loop().call_later(AWAY_S / 10, held.gate.set)
+                await super()._swap(feed, writer)
+
+        await Late(bound(stock), held, another, say=lambda _: None).run()
+        assert await database.call(stock_rows) == {"sku": (0 + 1 + 2 + 3 + 4 + 100, 0)}
 
 
 @in_loop
