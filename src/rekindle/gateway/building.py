@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
@@ -27,6 +28,9 @@ from rekindle.gateway.stream import Feed, add_stream
 from rekindle.supervisors import Operator, decided
 from rekindle.supervisors.hosting import Application
 
+if TYPE_CHECKING:  # SQLAlchemy takes half a second to import: only who has read models waits for it
+    from rekindle.projections import Bound, Views
+
 log = logging.getLogger("rekindle")
 
 
@@ -40,11 +44,13 @@ def build(
     token: str | None = None,
     read_token: str | None = None,
     tenancy: Tenancy | None = None,
+    views: Views | None = None,
+    projections: Mapping[str, Bound] | None = None,
 ) -> FastAPI:
     """The gateway of an application: any number of them may run, none keeps anything.
 
     token: what it takes to change something; None: nothing, so have it listen on loopback only. read_token: what it takes
-    to read; None: nothing. tenancy: who has which credential, in place of these two.
+    to read; None: nothing. tenancy: who has which credential, in place of these two. views, projections: the read models.
     """
     meters = Meters()
     feed = Feed(app.name, event_log, store, operator, meters, log.warning)
@@ -82,5 +88,9 @@ def build(
     add_probes(gateway, decided(app.name, event_log, store), meters)
     add_control(gateway, operator)
     add_stream(gateway)
+    if views is not None:
+        from rekindle.gateway.models import add_models
+
+        add_models(gateway, views, projections or {})
     document(gateway)
     return gateway

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -14,7 +15,7 @@ import uvloop
 from fastapi import FastAPI
 
 from rekindle.actors import Client, WebsocketWire, require_token
-from rekindle.app import TOKEN_VARIABLE
+from rekindle.app import TOKEN_VARIABLE, App
 from rekindle.gateway.access import GATEWAY_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, Tenancy
 from rekindle.gateway.building import build
 from rekindle.gateway.patience import KEEP_ALIVE_S, PatientProtocol
@@ -72,7 +73,14 @@ async def opened_gateway(
             Client(app.name, hosted, WebsocketWire(), found, now_ms, wire_token) as client,
             Operator(app.name, leads, WebsocketWire(), wire_token) as operator,
         ):
-            yield build(app, client, operator, event_log, store, token=token, read_token=read_token, tenancy=tenancy)
+            with_access = partial(
+                build, app, client, operator, event_log, store, token=token, read_token=read_token, tenancy=tenancy
+            )
+            if not isinstance(app, App) or not app.projections:
+                yield with_access()
+                return
+            async with app.views(log=log_url) as views:
+                yield with_access(views=views, projections=app.projections)
 
 
 def listening(bind: str, token: str | None) -> socket.socket:
