@@ -9,8 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rekindle.actors import Client, WebsocketWire
-from rekindle.supervisors import DeclarationError, Service, Supervisor, check_tree, opened, seeds
+from rekindle.actors import Client, Entity, Hosted, WebsocketWire
+from rekindle.supervisors import (
+    Control,
+    DeclarationError,
+    Service,
+    Supervisor,
+    check_tree,
+    control_log,
+    opened,
+    seeds,
+)
 from rekindle.supervisors.hosting import now_ms
 
 if TYPE_CHECKING:  # SQLAlchemy takes half a second to import: only who has read models waits for it
@@ -62,12 +71,13 @@ class App:
         """A projection with the services that it reads."""
         from rekindle.projections import Bound
 
-        services = {service.entity: service for service in self.services}
+        services: dict[type[Entity], Hosted] = {s.entity: s.hosted(self.name) for s in self.services}
+        services[Control] = control_log(self.name)
         if missing := [entity.__name__ for entity in projection.takes if entity not in services]:
             raise DeclarationError(
                 f"projection {projection.name!r} reads {missing}, which are no services of {self.name!r}"
             )
-        return Bound(projection, [services[entity].hosted(self.name) for entity in projection.takes])
+        return Bound(projection, [services[entity] for entity in projection.takes])
 
     def projection(self, name: str) -> Bound:
         """The projection of that name. Raises `DeclarationError`."""
