@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from bench import Run, benchmark
 from bench.baseline import IN_MEMORY, replayed
 from bench.filled import fill
+from bench.pressure import keys_of
 from bench.rekindle import target
 from bench.stock import Stock, one_shard_app, takeover_app
 from bench.table import Row, judged
 from rekindle import CallError, Client
 from rekindle.actors import Assignment, Hosted, Owner, Replica, Surroundings
 from rekindle.actors.requests import Request
-from rekindle.events import EventLog, SnapshotStore, shard_of
+from rekindle.events import EventLog, SnapshotStore
 from rekindle.supervisors import Controller, Launch, ProcessCluster, opened
 from rekindle.supervisors.hosting import real_host, spare_the_collector
 from rekindle.supervisors.placement import DEADBAND
@@ -37,7 +38,6 @@ KILLS = 20
 KILLS_QUICK = 2
 EVENTS_PER_SHARD = 100_000
 EVENTS_PER_SHARD_QUICK = 5_000
-KEYS_PER_SHARD = 100
 COMMANDS_PER_S = 2_000
 MEDIAN_S = 1.0
 WORST_S = 2.0
@@ -179,7 +179,7 @@ async def takeover(run: Run) -> AsyncIterator[Row]:
     """SIGKILL of a process with 32 shards under load: until each of them has acknowledged a command again."""
     url = f"kafka://{await run.kafka()}?single_broker=true"
     service = takeover_app.services[0]
-    keys = _keys(service.shards)
+    keys = keys_of(service.shards)
     await create_topics(takeover_app, url)
     launch = launch_of(target("takeover_app"), takeover_app, url)
     async with AsyncExitStack() as stack:
@@ -219,14 +219,3 @@ def _takeover_rows(times: list[float], problems: int) -> list[Row]:
         judged(f"{what}, worst", max(times), "s", durable=durable, at_most=WORST_S),
         judged(f"{what}, commands without an outcome", problems, "commands", durable=durable, at_most=0),
     ]
-
-
-def _keys(shards: int) -> list[list[str]]:
-    """Some keys of every shard."""
-    keys: list[list[str]] = [[] for _ in range(shards)]
-    number = 0
-    while min(map(len, keys)) < KEYS_PER_SHARD:
-        key = f"sku-{number}"
-        keys[shard_of(key, shards)].append(key)
-        number += 1
-    return [found[:KEYS_PER_SHARD] for found in keys]

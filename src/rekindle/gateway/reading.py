@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from rekindle.actors import Hosted, load_snapshot
-from rekindle.actors.replay import Replay
-from rekindle.events import Commit, Entry, EventLog, Fold, LogTruncated, SnapshotStore, decode
+from rekindle.actors.replay import Replay, check_claim_was_read
+from rekindle.events import Commit, Entry, EventLog, Fold, Partition, SnapshotStore, decode
 
 PLACES_MAX: Final = 10_000
 """Offsets at which a reading may begin that are kept, the latest used; some hundred bytes each."""
@@ -55,14 +55,15 @@ class Places:
 class Sieve:
     """Keeps what counts, in order. wanted: which commits are of interest."""
 
-    def __init__(self, wanted: Callable[[Commit], bool]) -> None:
+    def __init__(self, partition: Partition, wanted: Callable[[Commit], bool]) -> None:
+        self.partition = partition
         self.fold = Fold()
         self.found: deque[Found] = deque()
         self.records = 0
         self._wanted = wanted
 
     def feed(self, entries: Iterable[Entry]) -> None:
-        """See `Folding`. Raises `LogTruncated` for a commit under a claim that was not read."""
+        """See `Folding`. Raises `LogTruncated`: see `check_claim_was_read`."""
         fold = self.fold
         for entry in entries:
             record = decode(entry.value)
@@ -71,8 +72,10 @@ class Sieve:
                 assert isinstance(record, Commit), f"no commit counts: {record!r}"
                 if self._wanted(record):
                     self.found.append(Found(entry.offset, record, fold.dump()[:-1]))
-            elif isinstance(record, Commit) and record.term > fold.term:
-                raise LogTruncated(f"the claim at offset {record.term} was never read", record.term, fold.term)
+            else:
+                check_claim_was_read(self.partition, fold, record)
+        # Nobody asks here whether a command was run; with its sessions every head would be copied with all of them.
+        fold.sessions.clear()
 
 
 class Reading:
@@ -82,7 +85,7 @@ class Reading:
         self, hosted: Hosted, shard: int, log: EventLog, say: Callable[[str], None], wanted: Callable[[Commit], bool]
     ) -> None:
         self.partition = hosted.partition(shard)
-        self.sieve = Sieve(wanted)
+        self.sieve = Sieve(self.partition, wanted)
         self.start = 0
         self._hosted = hosted
         self._log = log

@@ -15,7 +15,7 @@ import uvloop
 from fastapi import FastAPI
 
 from rekindle.actors import Client, WebsocketWire, require_token
-from rekindle.app import TOKEN_VARIABLE, App
+from rekindle.app import TOKEN_VARIABLE, App, reading
 from rekindle.gateway.access import GATEWAY_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, Tenancy
 from rekindle.gateway.building import build
 from rekindle.gateway.patience import KEEP_ALIVE_S, PatientProtocol
@@ -79,8 +79,12 @@ async def opened_gateway(
             if not isinstance(app, App) or not app.projections:
                 yield with_access()
                 return
-            async with app.views(log=log_url) as views:
-                yield with_access(views=views, projections=app.projections)
+            from rekindle.projections import (
+                Views,
+            )  # takes half a second to import: only who has read models waits for it
+
+            async with reading(app.database) as models:
+                yield with_access(views=Views(event_log, models, hosted), projections=app.projections)
 
 
 def listening(bind: str, token: str | None) -> socket.socket:

@@ -526,12 +526,8 @@ class Control(Entity):
             restart_ms = known.restart_ms | dict.fromkeys(stop, self.now_ms)
             self.emit(Noticed(incident=known.model_copy(update={"restart": restart, "restart_ms": restart_ms})))
 
-    @command
-    def retire(self, service: str) -> None:
-        """An instance that has ended is not replaced."""
-        self._retire(service)
-
     def _retire(self, service: str) -> None:
+        """An instance that has ended is not replaced."""
         if (wanted := self.wanted.get(service, 0)) > 0:
             self.emit(Scaled(service=service, instances=wanted - 1))
 

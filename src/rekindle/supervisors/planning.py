@@ -197,8 +197,10 @@ class Planning:
     ) -> Plan | None:
         """What it needs in its own words; one that has failed is not asked again at once."""
         function = world.services[name].spec.upkeep
+        if function is None:
+            return None
         failed_ms = max(self._failed.get(name, -UPKEEP_AGAIN_MS), _upkeep_failed_ms(control, name))
-        if function is None or world.now_ms - failed_ms < UPKEEP_AGAIN_MS:
+        if world.now_ms - failed_ms < UPKEEP_AGAIN_MS:
             return None
         try:
             plan = await self._ask(id(function), world, lambda: function(world, name))
